@@ -1,0 +1,70 @@
+"""From a file to an upright 8-bit RGB picture, whatever the file holds."""
+
+import os
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class PictureError(Exception):
+    """A file that gives no picture; the text says why and leaves the path to the caller."""
+
+
+def load_rgb(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode a whole picture file.
+
+    EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bit (Pillow's own
+    `convert` clips it, which turns nearly every pixel white), float grey is read as 0..1 or, if it goes beyond, as
+    0..255. Of an animation the first frame is taken.
+
+    Returns:
+        A fully decoded picture of mode RGB.
+
+    Raises:
+        PictureError: the file is missing, unreadable, truncated, no picture, or larger than Pillow's limit against
+            decompression bombs.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters is whether it decodes
+            with Image.open(path) as picture:
+                picture.load()
+                return _to_rgb(ImageOps.exif_transpose(picture))
+    except MemoryError:
+        raise PictureError("too large for this machine's memory") from None
+    except Exception as error:  # Pillow's plugins raise nearly everything on damaged files
+        if isinstance(error, OSError) and error.strerror:
+            raise PictureError(error.strerror.lower()) from error
+        if isinstance(error, UnidentifiedImageError):
+            raise PictureError("not a picture (no format that Pillow knows)") from error
+        raise PictureError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # I;16, I;16B, and I as older Pillow reads 16-bit PNG
+        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
+    elif picture.mode == "F":
+        values = np.asarray(picture)
+        if not np.isfinite(values).all():
+            raise PictureError("holds values that are not finite")
+        picture = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def list_pictures(directory: str | os.PathLike[str]) -> list[str]:
+    """All files below `directory` whose name ends like a picture's, sorted; hidden ones are left out."""
+    found = []
+    for where, folders, names in os.walk(directory):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            os.path.join(where, name)
+            for name in sorted(names)
+            if name.lower().endswith(PICTURE_ENDINGS) and not name.startswith(".")
+        ]
+    return found
