@@ -1,0 +1,125 @@
+"""GenderModule: how GenderNet is trained and watched."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torchmetrics import MetricCollection
+
+from gender_cls.errors import UserError
+from gender_cls.metrics import collection
+from gender_cls.network import GenderNet
+
+Batch = list[torch.Tensor]  # views (N, 3, H, W), labels (N), indices (N)
+
+
+class GenderModule(pl.LightningModule):
+    """Binary cross-entropy on the logit, of the head alone.
+
+    Args:
+        network: With its backbone frozen.
+        optimizer: Takes the trainable parameters.
+        scheduler: Takes the optimizer; it is stepped once an epoch.
+        class_counts: Training pictures (female, male).
+        class_weight: Weigh the loss of male pictures by `n / (2 n_male)`, as the recipe does.
+        eval_splits: Names of the evaluation loaders, in their order.
+    """
+
+    def __init__(
+        self,
+        network: GenderNet,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        class_counts: Sequence[int] = (1, 1),
+        class_weight: bool = True,
+        eval_splits: Sequence[str] = ("val",),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.pos_weight = sum(class_counts) / (2 * class_counts[1]) if class_weight else 1.0
+        self.eval_splits = list(eval_splits)
+        self._metrics = nn.ModuleDict({split: collection() for split in self.eval_splits})
+        self.strict_loading = False  # a checkpoint holds what was trained, see on_save_checkpoint
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (N) of normalised images (N, 3, H, W)."""
+        return self.network(images)
+
+    def metrics(self, split: str) -> MetricCollection:
+        """What is counted of one of `eval_splits` in this epoch."""
+        return cast(MetricCollection, self._metrics[split])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """The loss of one batch."""
+        views, labels, _ = batch
+        loss = self._loss(self(views), labels)
+        self.log("train/loss_step", loss, prog_bar=True)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Loss and metrics of one batch of `eval_splits[dataloader_idx]`."""
+        views, labels, _ = batch
+        split = self.eval_splits[dataloader_idx]
+        logits = self(views)
+        loss = self._loss(logits, labels)
+        self.log(f"{split}/loss", loss, add_dataloader_idx=False, batch_size=len(labels))
+        self.metrics(split).update((logits.sigmoid() > 0.5).long(), labels.long())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the whole split; a mean over batches would be another number."""
+        for split in self.eval_splits:
+            values = self.metrics(split).compute()
+            self.log_dict({f"{split}/{name}": value for name, value in values.items() if name != "f1_macro"})
+            self.log(f"{split}/f1_macro", values["f1_macro"], prog_bar=True)
+            self.metrics(split).reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probabilities of male (N) and the indices (N) of the pictures that they belong to."""
+        views, _, indices = batch
+        return self(views).sigmoid().cpu(), indices.cpu()
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over what is trainable, and the scheduler if there is one."""
+        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen backbone out (45 MB an epoch) and note which one it was."""
+        checkpoint["backbone_hash"] = self.network.backbone_hash()
+        checkpoint["state_dict"] = trained_part(checkpoint["state_dict"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was trained on another network.
+
+        Raises:
+            UserError: its head has another shape, or its backbone had other weights.
+        """
+        wanted = {name: tuple(tensor.shape) for name, tensor in trained_part(self.state_dict()).items()}
+        found = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+        if wanted != found:
+            raise UserError(f"ckpt_path holds {_brief(found)}, not {_brief(wanted)}: it is another architecture's")
+        if checkpoint.get("backbone_hash") != self.network.backbone_hash():
+            raise UserError("ckpt_path was trained on other backbone weights; give the model.weights of that run")
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        weight = torch.tensor(self.pos_weight, device=logits.device)
+        return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
+
+
+def trained_part(state: dict[str, Any]) -> dict[str, Any]:
+    """The part of a module's state dict that is not the frozen backbone."""
+    return {name: value for name, value in state.items() if not name.startswith("network.backbone.")}
+
+
+def _brief(shapes: dict[str, tuple[int, ...]]) -> str:
+    text = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:2])
+    return text + (", ..." if len(shapes) > 2 else "") or "nothing"
