@@ -1,0 +1,102 @@
+"""Predictor: picture files in, labels and probabilities out."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from gender_cls import CLASSES
+from gender_cls.errors import UserError
+from gender_cls.images import PictureError, load_rgb
+from gender_cls.network import GenderNet, read_state_dict
+from gender_cls.transforms import Preprocessing
+
+BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer for one file.
+
+    Attributes:
+        path: As it was given.
+        p_male: The model's probability of male in 0..1; None where there was an error.
+        error: Why there is no answer; empty where there is one.
+    """
+
+    path: str
+    p_male: float | None = None
+    error: str = ""
+
+    @property
+    def label(self) -> str:
+        """`male` where p_male > 0.5, else `female`; empty where there was an error."""
+        if self.p_male is None:
+            return ""
+        return CLASSES[self.p_male > 0.5]
+
+    @property
+    def confidence(self) -> float | None:
+        """Probability of the label in %, 50..100; None where there was an error."""
+        return None if self.p_male is None else 100 * max(self.p_male, 1 - self.p_male)
+
+
+class Predictor:
+    """A trained model with its preprocessing.
+
+    Args:
+        model: A `Binary_Classification_model.pth`. Its preprocessing is read from the JSON of the same name beside it;
+            without one, the recipe's is assumed and `assumed_preprocessing` is true.
+
+    Raises:
+        UserError: the model is missing, damaged, another network's or a pickle (which is never executed).
+    """
+
+    def __init__(self, model: str | os.PathLike[str]) -> None:
+        source = f"model={os.fspath(model)}"
+        if not os.path.isfile(model):
+            raise UserError(f"{source}: no such file; train one with `python train.py`, or give another")
+        state = read_state_dict(model, source)
+        self.network = GenderNet(weights=None)
+        self.network.load_resnet18_state(state, source)
+        self.network.eval()
+        facts = Path(model).with_suffix(".json")
+        self.assumed_preprocessing = not facts.exists()
+        self.transform = (Preprocessing() if self.assumed_preprocessing else _preprocessing(facts)).evaluation()
+
+    def predict(self, paths: Iterable[str]) -> Iterator[Prediction]:
+        """Answer for each file in order; one that is no picture gets its error."""
+        remaining = iter(paths)
+        while batch := list(islice(remaining, BATCH)):
+            yield from self._answer(batch)
+
+    def _answer(self, paths: list[str]) -> Iterator[Prediction]:
+        views, errors = [], {}
+        for place, path in enumerate(paths):
+            try:
+                views.append(self.transform(load_rgb(path)))
+            except PictureError as error:
+                errors[place] = str(error)
+        probabilities: Iterator[float] = iter(())
+        if views:
+            with torch.inference_mode():
+                probabilities = iter(self.network(torch.stack(views)).sigmoid().tolist())
+        for place, path in enumerate(paths):
+            if place in errors:
+                yield Prediction(path, error=errors[place])
+            else:
+                yield Prediction(path, p_male=next(probabilities))
+
+
+def _preprocessing(facts: Path) -> Preprocessing:
+    try:
+        values = json.loads(facts.read_text())["preprocessing"]
+        return Preprocessing(values["size"], values["interpolation"], tuple(values["mean"]), tuple(values["std"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{facts} does not say the model's preprocessing; mend it, or delete it to assume the recipe's"
+        ) from error

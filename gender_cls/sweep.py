@@ -1,0 +1,67 @@
+"""The table of a sweep: a row for each job, best first, kept up to date in `sweep.csv` as jobs end."""
+
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from gender_cls.report import table
+
+ERROR_FILE = "error.txt"
+SCORES = ("f1_macro", "f1_female", "f1_male", "accuracy")
+Row = dict[str, Any]
+
+
+class SweepTable(Callback):
+    """Hydra calls it; it reads what each job left in its folder, so any launcher will do."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Bring `sweep.csv` up to date. In a single run there is nothing to do."""
+        if config.hydra.mode.name == "MULTIRUN":
+            write_csv(Path(config.hydra.sweep.dir))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the whole table."""
+        sweep = Path(config.hydra.sweep.dir)
+        rows = write_csv(sweep)
+        header = list(rows[0]) if rows else []
+        print(f"\n{table(header, [list(row.values()) for row in rows])}\n{sweep / 'sweep.csv'}")
+        if rows and any("val" in str(row["ranked by"]) for row in rows):
+            print("note: ranked on val, the split that is reported: the best row flatters; data.holdout=0.1 avoids it")
+
+
+def write_csv(sweep: Path) -> list[Row]:
+    """Collect the rows of a sweep's folder, best first and failures last, into `sweep.csv`."""
+    jobs = [path.parent.parent for path in sweep.glob("*/.hydra/overrides.yaml")]
+    rows = [row for job in sorted(jobs, key=lambda job: (len(job.name), job.name)) if (row := _row(job))]
+    rows.sort(key=lambda row: -row["score"] if isinstance(row["score"], float) else math.inf)
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    unfinished = sweep / f"sweep.csv.part-{os.getpid()}"
+    unfinished.write_text(text.getvalue())
+    os.replace(unfinished, sweep / "sweep.csv")
+    return rows
+
+
+def _row(job: Path) -> Row | None:
+    """None for a job that has not ended."""
+    overrides = " ".join(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
+    row: Row = {"job": job.name, "overrides": overrides, "ranked by": "", "score": ""}
+    row |= {f"val {name}": "" for name in SCORES} | {"error": ""}
+    if (job / ERROR_FILE).exists():
+        return row | {"error": (job / ERROR_FILE).read_text().strip()}
+    if not (job / "metrics.json").exists():
+        return None
+    metrics = json.loads((job / "metrics.json").read_text())
+    row |= {"ranked by": metrics["objective"]["name"], "score": metrics["objective"]["value"]}
+    return row | {f"val {name}": metrics["val"][name] for name in SCORES}
