@@ -1,0 +1,119 @@
+"""Tiny drawn faces, and the two scripts as a user starts them, but in this process."""
+
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from torchvision.models import resnet18
+
+from gender_cls import demo
+
+ROOT = Path(__file__).parent.parent
+TINY = ("data.size=32", "data.batch_size=8", "data.num_workers=0", "trainer.accelerator=cpu")
+Run = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither the user's cache nor the network: what a test needs it makes."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["TORCH_HOME"] = str(tmp_path_factory.mktemp("torch"))
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 female and 32 male to train on, 12 and 16 to report on; never written to by a test."""
+    root = tmp_path_factory.mktemp("faces") / "Task_A_Dataset"
+    demo.draw(root, {"train": (16, 32), "val": (12, 16)}, side=48)
+    return root
+
+
+@pytest.fixture
+def faces(drawn: Path, tmp_path: Path) -> Path:
+    """A copy of the drawn faces that a test may spoil."""
+    return Path(shutil.copytree(drawn, tmp_path / "Task_A_Dataset"))
+
+
+@pytest.fixture(scope="session")
+def backbone_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float16 state dict of a resnet18 of 1000 classes, as weights are passed around."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save({name: tensor.half() for name, tensor in resnet18().state_dict().items()}, path)
+    return path
+
+
+def script(name: str, *words: str) -> None:
+    """Run a script of the project in this process, as `python NAME WORDS` would."""
+    before, sys.argv = sys.argv, [name, *words]
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    finally:
+        sys.argv = before
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores it once a run was interrupted
+        GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def train(in_tmp: Path, drawn: Path) -> Run:
+    """Train on the drawn faces with random weights unless told otherwise; returns the run folder."""
+
+    def run(*words: str, name: str = "run") -> Path:
+        folder = in_tmp / "runs" / name
+        where = () if "-m" in words else (f"hydra.run.dir={folder}",)
+        given = {word.split("=")[0] for word in words}
+        usual = [w for w in (f"data.root={drawn}", "model.weights=null") if w.split("=")[0] not in given]
+        if "data=manifest" in words:
+            usual = usual[1:]
+        multirun = ("-m",) if "-m" in words else ()  # argparse wants it before the overrides
+        script("train.py", *multirun, *usual, *TINY, *where, *(word for word in words if word != "-m"))
+        return folder
+
+    return run
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run what must fail with exit code 1 and one line on standard error; returns the line."""
+
+    def run(start: Callable[..., object], *words: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            start(*words)
+        assert isinstance(stop.value.code, str), f"exit code {stop.value.code}, {capsys.readouterr().err}"
+        line = stop.value.code  # what Python prints before it ends with exit code 1
+        assert line.startswith("error: ")
+        assert "\n" not in line
+        assert "Traceback" not in capsys.readouterr().err
+        return line
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a finished run by the real command, which is the only one that starts a process of its own."""
+    where = tmp_path_factory.mktemp("trained")
+    words = (f"data.root={drawn}", "model.weights=null", "trainer.max_epochs=2", "data.holdout=0.2", *TINY)
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *words, "hydra.run.dir=runs/one"], cwd=where, capture_output=True, text=True
+    )
+    (where / "stdout.txt").write_text(done.stdout)
+    (where / "stderr.txt").write_text(done.stderr)
+    assert done.returncode == 0, done.stderr
+    return where / "runs" / "one"

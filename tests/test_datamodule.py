@@ -1,0 +1,110 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from gender_cls.checks import FaceSet, check
+from gender_cls.datamodule import DrawSampler, FaceDataModule, FaceDataset, collate
+from gender_cls.errors import UserError
+from gender_cls.sources import folder
+from gender_cls.transforms import Preprocessing, derive_seed
+
+AUGMENT = {"flip": 0.5, "jitter": (0.2, 0.2, 0.2), "blur": 3}
+
+
+@pytest.fixture(scope="module")
+def checked(drawn: Path) -> FaceSet:
+    return check(folder(drawn), r"^(.+)_\d{4}$")
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[tuple[int, int]]:
+        sampler = DrawSampler([1.0] * 50, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0, 3) == order(0, 3)
+    assert order(0, 3) != order(0, 4)
+    assert order(0, 3) != order(1, 3)
+    torch.manual_seed(99)
+    assert order(0, 3) == order(0, 3)
+
+
+def test_draws_count_on_over_epochs_also_after_a_jump() -> None:
+    sampler = DrawSampler([1.0, 2.0, 3.0], seed=0)
+    seen: Counter[int] = Counter()
+    epochs = []
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+        for index, draw in epochs[-1]:
+            assert draw == seen[index]
+            seen[index] += 1
+    for epoch in (4, 1, 3):  # as a resumed run, or one that starts again
+        sampler.set_epoch(epoch)
+        assert list(sampler) == epochs[epoch]
+
+
+def test_both_classes_are_drawn_equally_often(checked: FaceSet) -> None:
+    def share_of_men(balanced: bool) -> float:
+        data = FaceDataModule(checked, Preprocessing(size=32), AUGMENT, balanced_sampler=balanced)
+        labels = []
+        for epoch in range(40):
+            data.sampler.set_epoch(epoch)
+            labels += [int(data.datasets["train"].labels[index]) for index, _ in data.sampler]
+        return sum(labels) / len(labels)
+
+    assert share_of_men(balanced=True) == pytest.approx(0.5, abs=0.04)
+    assert share_of_men(balanced=False) == pytest.approx(32 / 48, abs=0.04)
+
+
+def test_a_view_is_a_function_of_picture_seed_and_draw(checked: FaceSet) -> None:
+    def view(index: int, draw: int, seed: int = 0) -> torch.Tensor:
+        transform = Preprocessing(size=32).training(**AUGMENT)
+        item = FaceDataset(checked.splits["train"], transform, seed)[index, draw]
+        assert item is not None
+        return item[0]
+
+    before = torch.get_rng_state()
+    assert torch.equal(view(0, 0), view(0, 0))
+    assert torch.equal(torch.get_rng_state(), before)  # the caller's randomness is left alone
+    assert not torch.equal(view(0, 0), view(0, 1))
+    assert not torch.equal(view(0, 0), view(0, 0, seed=1))
+
+
+def test_derived_seeds_are_the_same_everywhere() -> None:
+    assert derive_seed("view", 0, "abc", 1) == 3293282600587856894
+    assert derive_seed("a", 11) != derive_seed("a", 1, 1)
+
+
+def test_an_evaluation_view_is_resized_and_normalised_once(checked: FaceSet) -> None:
+    preprocessing = Preprocessing(size=32)
+    dataset = FaceDataset(checked.splits["val"], preprocessing.evaluation())
+    item = dataset[5]
+    assert item is not None
+    view, label, index = item
+    assert (view.shape, view.dtype, index) == ((3, 32, 32), torch.float32, 5)
+    assert label == checked.splits["val"][5].label
+    raw = view * torch.tensor(preprocessing.std).view(3, 1, 1) + torch.tensor(preprocessing.mean).view(3, 1, 1)
+    assert torch.allclose(raw * 255, (raw * 255).round(), atol=1e-3)  # 8-bit values before
+
+
+def test_a_picture_that_goes_missing_is_left_out_and_said(faces: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checked = check(folder(faces), None)
+    gone = checked.splits["val"][3].path
+    Path(gone).unlink()
+    data = FaceDataModule(checked, Preprocessing(size=32), AUGMENT, batch_size=8, num_workers=0)
+    batches = list(data.val_dataloader()[0])
+    assert torch.cat([indices for _, _, indices in batches]).tolist() == [i for i in range(28) if i != 3]
+    assert f"left out: {gone}" in caplog.text
+    with pytest.raises(UserError, match="whole batch"):
+        collate([None, None])
+
+
+def test_a_sheet_shows_what_the_network_sees_first(checked: FaceSet) -> None:
+    data = FaceDataModule(checked, Preprocessing(size=32), AUGMENT)
+    views, names = data.first_views(8)
+    assert views.shape == (8, 3, 32, 32)
+    assert 0 <= views.min() <= views.max() <= 1
+    assert len(names) == 8

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gender_cls.images import PictureError, list_pictures, load_rgb
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "1", "I;16", "I", "F"])
+def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    Image.new(mode, (5, 4)).save(path)
+    picture = load_rgb(path)
+    assert (picture.mode, picture.size) == ("RGB", (5, 4))
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(1, -1)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    found = np.asarray(load_rgb(tmp_path / "ramp.png"))[0, :, 0]
+    assert np.array_equal(found, np.arange(256))
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert load_rgb(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    palette = Image.new("P", (2, 2))
+    palette.putpalette([10, 20, 30])
+    palette.save(tmp_path / "palette.png", transparency=0)
+    assert load_rgb(tmp_path / "palette.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (4, 2))
+    picture.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.png", exif=exif)
+    upright = load_rgb(tmp_path / "turned.png")
+    assert upright.size == (2, 4)
+    assert upright.getpixel((1, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"])
+def test_no_picture_is_a_picture_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(PictureError) as error:
+        load_rgb(tmp_path / "x.jpg")
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_truncated_missing_and_oversized_are_picture_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.effect_noise((64, 64), 50).save(tmp_path / "x.jpg")
+    whole = (tmp_path / "x.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PictureError, match="truncated"):
+        load_rgb(tmp_path / "half.jpg")
+    with pytest.raises(PictureError, match="no such file or directory"):
+        load_rgb(tmp_path / "gone.jpg")
+    with pytest.raises(PictureError, match="is a directory"):
+        load_rgb(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(PictureError, match="decompression bomb"):
+        load_rgb(tmp_path / "x.jpg")
+
+
+def test_float_grey(tmp_path: Path) -> None:
+    for top, expected in ((1.0, 255), (200.0, 200)):
+        Image.fromarray(np.full((2, 2), top, dtype=np.float32)).save(tmp_path / "f.tif")
+        assert load_rgb(tmp_path / "f.tif").getpixel((0, 0)) == (expected,) * 3
+    Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)).save(tmp_path / "nan.tif")
+    with pytest.raises(PictureError, match="not finite"):
+        load_rgb(tmp_path / "nan.tif")
+
+
+def test_list_pictures_goes_by_the_ending_and_leaves_out_what_is_hidden(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "c.txt", ".hidden.jpg", "deep/d.jpeg", ".git/e.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(Path(path).relative_to(tmp_path)) for path in list_pictures(tmp_path)]
+    assert found == ["a.png", "b.JPG", "deep/d.jpeg"]

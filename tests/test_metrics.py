@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import torch
+
+from gender_cls.metrics import collection, confusion, f1_macro, f1_macro_interval, scores
+from gender_cls.report import table
+
+
+def test_scores_of_a_case_worked_by_hand() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])
+    probabilities = torch.tensor([0.1, 0.2, 0.9, 0.4, 0.6, 0.7, 0.8, 0.95])
+    found = scores(probabilities, labels)
+    # answers: 0 0 1 0 1 1 1 1; female: tp 2, fp 1, fn 1; male: tp 4, fp 1, fn 1
+    assert found["precision_female"] == pytest.approx(2 / 3)
+    assert found["recall_female"] == pytest.approx(2 / 3)
+    assert found["f1_female"] == pytest.approx(2 / 3)
+    assert found["f1_male"] == pytest.approx(4 / 5)
+    assert found["f1_macro"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert found["accuracy"] == pytest.approx(6 / 8)
+    assert found["auroc"] == pytest.approx(11 / 15)  # pairs in the right order: 5, 5, 1 of 5 each
+
+
+def test_half_is_female() -> None:
+    assert scores(torch.tensor([0.5, 0.6]), torch.tensor([0, 1]))["accuracy"] == 1
+
+
+def test_metrics_are_right_again_after_a_reset() -> None:
+    metrics = collection()
+    for answers in ([1, 0, 1, 0], [0, 0, 1, 1]):
+        labels = torch.tensor([1, 0, 0, 1])
+        metrics.update(torch.tensor(answers[:2]), labels[:2])
+        metrics.update(torch.tensor(answers[2:]), labels[2:])
+        found = {name: float(value) for name, value in metrics.compute().items()}
+        fresh = scores(torch.tensor(answers).float(), labels)
+        assert found == {name: value for name, value in fresh.items() if name != "auroc"}
+        metrics.reset()
+
+
+def test_macro_f1_from_counts_is_torchmetrics() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        labels, answers = rng.integers(0, 2, 30), rng.integers(0, 2, 30)
+        ours = f1_macro(confusion(answers, labels))
+        assert ours == pytest.approx(scores(torch.tensor(answers).float(), torch.tensor(labels))["f1_macro"])
+    assert f1_macro(np.array([[0, 5], [0, 15]])) == pytest.approx((0 + 30 / 35) / 2)  # always male
+    assert confusion(np.array([1, 0, 1]), np.array([1, 1, 0])).tolist() == [[0, 1], [1, 1]]
+
+
+def test_the_interval_draws_people_not_pictures() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(rng.integers(0, 2, 60), 10)  # 60 people, ten pictures each
+    answers = np.where(np.repeat(rng.random(60) < 0.85, 10), labels, 1 - labels)  # right or wrong as a whole
+    people = [f"p{n // 10}" for n in range(600)]
+    low, high = f1_macro_interval(answers, labels, people)
+    value = float(f1_macro(confusion(answers, labels)))
+    assert low < value < high
+    narrow = f1_macro_interval(answers, labels, [str(n) for n in range(600)])
+    assert (high - low) / (narrow[1] - narrow[0]) == pytest.approx(np.sqrt(10), rel=0.15)
+    assert (low, high) == f1_macro_interval(answers, labels, people)  # seeded
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    labels = np.arange(4000) % 2
+    truth = float(f1_macro(confusion(np.where(rng.random(4000) < 0.85, labels, 1 - labels), labels)))
+    covered = 0
+    for _ in range(100):
+        labels = rng.integers(0, 2, 200)
+        answers = np.where(rng.random(200) < 0.85, labels, 1 - labels)
+        low, high = f1_macro_interval(answers, labels, [str(n) for n in range(200)])
+        covered += low <= 0.85 <= high
+    assert truth == pytest.approx(0.85, abs=0.02)
+    assert 88 <= covered <= 99
+
+
+def test_a_table_lines_up() -> None:
+    assert table(("name", "n"), [("a", 5), ("long", 0.25)]) == "name      n\na         5\nlong  0.250"

@@ -1,0 +1,71 @@
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from gender_cls.errors import UserError
+from gender_cls.network import GenderNet
+
+
+def test_the_backbone_stays_frozen_whoever_calls_train(backbone_file: Path) -> None:
+    net = GenderNet(str(backbone_file))
+    before = {name: tensor.clone() for name, tensor in net.backbone.state_dict().items()}
+    net.train()
+    assert net.head.training
+    assert not any(module.training for module in net.backbone.modules())
+    loss = net(torch.rand(4, 3, 32, 32)).sum()
+    loss.backward()
+    assert all(parameter.grad is None for parameter in net.backbone.parameters())
+    assert net.head.weight.grad is not None
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.backbone.state_dict().items())
+
+
+def test_weights_load_with_or_without_fc_and_in_any_float(backbone_file: Path, tmp_path: Path) -> None:
+    whole = GenderNet(str(backbone_file)).backbone_hash()
+    state = {k: v.float() for k, v in torch.load(backbone_file, weights_only=True).items() if not k.startswith("fc.")}
+    torch.save(state, tmp_path / "bare.pth")
+    assert GenderNet(str(tmp_path / "bare.pth")).backbone_hash() == whole
+    assert GenderNet(None).backbone_hash() != whole
+
+
+def test_a_logit_for_each_image_also_of_one() -> None:
+    net = GenderNet(None)
+    assert net(torch.rand(1, 3, 32, 32)).shape == (1,)
+    assert net(torch.rand(3, 3, 32, 32)).shape == (3,)
+    assert net.features(torch.rand(2, 3, 32, 32)).shape == (2, 512)
+
+
+def test_the_state_goes_out_and_in(backbone_file: Path) -> None:
+    one, other = GenderNet(str(backbone_file)), GenderNet(None)
+    state = one.resnet18_state()
+    other.load_resnet18_state(state, "test")
+    image = torch.rand(2, 3, 32, 32)
+    assert torch.equal(one.eval()(image), other.eval()(image))
+    assert all(tensor.is_contiguous() for tensor in state.values())
+    del state["fc.bias"]
+    with pytest.raises(UserError, match="a backbone, not a trained model"):
+        other.load_resnet18_state(state, "test")
+
+
+ALLOWED = {  # who may import whom: a face travels one way
+    "errors": set(), "images": {"errors"}, "transforms": set(), "metrics": set(), "network": {"errors"},
+    "demo": {"errors"}, "sources": {"demo", "errors", "images"}, "checks": {"sources", "errors", "images"},
+    "datamodule": {"checks", "sources", "transforms", "errors", "images"}, "module": {"network", "metrics", "errors"},
+    "report": {"metrics", "sources", "checks"}, "export": {"network", "transforms"},
+    "predictor": {"network", "transforms", "errors", "images"}, "sweep": {"report"}, "__init__": set(),
+}  # fmt: skip
+
+
+def test_imports_go_one_way() -> None:
+    files = list((ROOT / "gender_cls").glob("*.py"))
+    assert {file.stem for file in files} == set(ALLOWED)
+    for file in files:
+        found = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "gender_cls":
+                found |= {alias.name for alias in node.names} - {"CLASSES"}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gender_cls."):
+                found.add(str(node.module).split(".")[1])
+        assert found <= ALLOWED[file.stem], f"{file.stem} imports {found - ALLOWED[file.stem]}"

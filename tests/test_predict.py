@@ -1,0 +1,205 @@
+"""predict.py as it is used, and the model file as a stranger uses it."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, script
+from PIL import Image
+from torchvision.models import resnet18
+from torchvision.transforms import v2
+
+from gender_cls.predictor import Predictor
+
+MODEL = "Binary_Classification_model.pth"
+
+
+@pytest.fixture
+def picture(drawn: Path) -> Path:
+    return min(drawn.glob("val/female/*.jpg"))
+
+
+def answers(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> tuple[list[str], list[str]]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        script("predict.py", *words)
+    assert stop.value.code == code
+    said = capsys.readouterr()
+    return said.out.splitlines(), said.err.splitlines()
+
+
+def test_the_real_command_answers_with_the_newest_model(trained: Path, picture: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "predict.py", f"img={picture}"],
+        cwd=trained.parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    path, label, confidence, sign = done.stdout.rstrip("\n").rsplit(maxsplit=3)
+    assert (path, sign) == (str(picture), "%")
+    assert label in ("female", "male")
+    assert 50 <= float(confidence) <= 100
+    assert done.stdout == f"{picture}  {label}  {confidence} %\n"
+    assert done.stderr == f"model: runs/one/{MODEL}\n"
+
+
+def test_a_plain_script_gets_the_same_probability(trained: Path, drawn: Path) -> None:
+    """Nothing but torch and torchvision, told what to do by the JSON."""
+    net = resnet18(num_classes=1)
+    net.load_state_dict(torch.load(trained / MODEL, weights_only=True), strict=True)
+    net.eval()
+    told = json.loads((trained / MODEL).with_suffix(".json").read_text())["preprocessing"]
+    transform = v2.Compose(
+        [
+            v2.Resize((told["size"], told["size"]), v2.InterpolationMode(told["interpolation"])),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(told["mean"], told["std"]),
+        ]
+    )
+    paths = [str(path) for path in sorted(drawn.glob("val/*/*.jpg"))]
+    views = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
+    with torch.no_grad():
+        plain = torch.sigmoid(net(views)).flatten().tolist()
+    ours = [answer.p_male for answer in Predictor(trained / MODEL).predict(paths)]
+    assert ours == pytest.approx(plain, abs=1e-5)
+    assert max(plain) - min(plain) > 0.01  # else any model would do
+
+
+def test_the_reported_scores_are_those_of_predict(trained: Path, drawn: Path) -> None:
+    """Training's evaluation and the Predictor go the same way."""
+    paths = [str(path) for path in sorted(drawn.glob("val/*/*.jpg"))]
+    right = [answer.label == Path(answer.path).parent.name for answer in Predictor(trained / MODEL).predict(paths)]
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["val"]["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+@pytest.mark.parametrize("name", ["my photo (1).jpg", "C=1.png", "[x],y.jpg", "größe.webp", "'quoted' $x.bmp"])
+def test_names_are_taken_literally(
+    name: str, trained: Path, picture: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.open(picture).save(name)
+    lines, _ = answers(capsys, f"img={name}", f"model={trained / MODEL}")
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{name}  ")
+
+
+def test_a_name_that_is_not_utf8_gets_its_line(trained: Path, picture: Path, tmp_path: Path) -> None:
+    name = tmp_path / b"f\xff.jpg".decode(errors="surrogateescape")
+    name.write_bytes(picture.read_bytes())
+    done = subprocess.run(
+        [sys.executable, ROOT / "predict.py", f"img={name}", f"model={trained / MODEL}", f"out={tmp_path}/o.csv"],
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"f\xff.jpg" in (tmp_path / "o.csv").read_bytes()
+
+
+def test_folders_and_files_in_order(
+    trained: Path, drawn: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = drawn / "val" / "male"
+    first = min(drawn.glob("val/female/*.jpg"))
+    (in_tmp / "notes.txt").write_text("no picture")
+    given = [f"img={path}" for path in (first, folder, "notes.txt", "gone.jpg")]
+    lines, errors = answers(capsys, *given, f"model={trained / MODEL}", "out=o.csv", code=1)
+    expected = [str(first), *sorted(map(str, folder.glob("*.jpg")))]
+    assert [line.split("  ")[0] for line in lines] == expected
+    assert errors[-2:] == [
+        "notes.txt  error: not a picture (no format that Pillow knows)",
+        "gone.jpg  error: no such file or directory",
+    ]
+    with open("o.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [*expected, "notes.txt", "gone.jpg"]
+    assert list(rows[0]) == ["path", "label", "confidence", "p_male", "error"]
+    for row in rows[:-2]:
+        p_male = float(row["p_male"])
+        assert row["label"] == ("male" if p_male > 0.5 else "female")
+        assert float(row["confidence"]) == pytest.approx(100 * max(p_male, 1 - p_male), abs=0.01)
+    assert rows[-1] == {
+        "path": "gone.jpg",
+        "label": "",
+        "confidence": "",
+        "p_male": "",
+        "error": "no such file or directory",
+    }
+    assert not list(Path().glob("*.part"))
+
+
+def test_without_its_json_the_recipe_is_assumed_and_said(
+    trained: Path, picture: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("old.pth").write_bytes((trained / MODEL).read_bytes())
+    _, errors = answers(capsys, f"img={picture}", "model=old.pth")
+    assert errors == ["model: old.pth, without its JSON: the recipe's preprocessing is assumed"]
+    assert Predictor("old.pth").transform.transforms[0].size == [224, 224]
+
+
+def test_an_old_out_stays_until_the_new_one_is_whole(
+    trained: Path, picture: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("o.csv").write_text("old")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "_answer", stop)
+    with pytest.raises(KeyboardInterrupt):
+        script("predict.py", f"img={picture}", f"model={trained / MODEL}", "out=o.csv")
+    assert Path("o.csv").read_text() == "old"
+
+
+def test_any_picture_is_the_same_face(
+    trained: Path, picture: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Turned by EXIF, in other modes and depths: the answer stays near."""
+    face = Image.open(picture).convert("RGB")
+    grey = face.convert("L")
+    turned = face.rotate(90, expand=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 270 degrees
+    turned.save("turned.png", exif=exif)
+    face.save("plain.png")
+    face.convert("CMYK").save("cmyk.tif")
+    face.quantize(256).save("palette.png")
+    rgba = face.convert("RGBA")
+    rgba.putalpha(255)
+    rgba.save("alpha.png")
+    grey.save("grey.png")
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save("deep.png")
+    rows = {
+        answer.path: answer.p_male
+        for answer in Predictor(trained / MODEL).predict(sorted(map(str, Path().glob("*.*"))))
+    }
+    for name in ("turned.png", "alpha.png"):
+        assert rows[name] == rows["plain.png"]
+    for name in ("cmyk.tif", "palette.png"):
+        assert rows[name] == pytest.approx(rows["plain.png"], abs=0.05)
+    assert rows["deep.png"] == rows["grey.png"]
+    assert len(answers(capsys, "img=.", f"model={trained / MODEL}")[0]) == 7
+
+
+def test_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    lines, _ = answers(capsys, "--help")
+    assert any("img=PATH" in line for line in lines)
+    assert answers(capsys)[0] == lines
+
+
+def test_prediction_imports_neither_lightning_nor_hydra(trained: Path, picture: Path) -> None:
+    code = (
+        "import sys, predict; predict.main(sys.argv[1:]); "
+        "print([m for m in ('pytorch_lightning', 'hydra', 'omegaconf', 'torchmetrics', 'matplotlib', 'tensorboard') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"img={picture}", f"model={trained / MODEL}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
