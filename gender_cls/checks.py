@@ -1,22 +1,30 @@
-"""Reading every picture once before training: what can't be read, who is in two splits, and a fingerprint."""
+"""What is to be known before training: which pictures can't be read, who is who, who goes where, what leaks.
+
+A person (`identity`) is never split over train, dev and val by this project.
+"""
 
 import hashlib
 import os
+import re
 import sqlite3
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import chain, combinations, islice
 from pathlib import Path
+from statistics import median_low
 
 from tqdm import tqdm
 
 from gender_cls import CLASSES
 from gender_cls.errors import UserError
 from gender_cls.images import PictureError, load_rgb
-from gender_cls.sources import Splits, name_people, split_people
+from gender_cls.sources import UNSPLIT, Face, Splits
 
 MAX_BAD_SHARE = 0.05
+MIN_PEOPLE = 10  # fewer in a class: the pattern most likely took a camera's file name for a person
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class FaceSet:
         splits: Faces by split: train, dev (where people were held out) and val.
         skipped: Path and reason of each picture that was left out.
         notes: What a person should know before reading the scores.
-        fingerprint: Hash of all splits, labels and picture contents: the same data have the same one anywhere.
+        fingerprint: Hash of the given splits, labels and picture contents: the same data have the same one anywhere.
     """
 
     splits: Splits
@@ -44,34 +52,29 @@ class FaceSet:
                 rows.append({"split": split, "class": name, "pictures": len(people), "people": len(set(people))})
         return rows
 
-    def hold_out(self, share: float, seed: int) -> "FaceSet":
-        """Move a share of the training people to the split `dev`, unless the data bring one.
 
-        Raises:
-            UserError: `share` is outside [0, 1), or leaves a class without training pictures.
-        """
-        if not 0 <= share < 1:
-            raise UserError(f"data.holdout={share} is no share of the training people; give 0 to below 1, such as 0.1")
-        if share == 0 or "dev" in self.splits:
-            return self
-        train, dev = split_people(self.splits["train"], share, seed)
-        if {face.label for face in train} != {face.label for face in dev}:
-            raise UserError(f"data.holdout={share}: too few people to hold some out of each class; set data.holdout=0")
-        return replace(self, splits={"train": train, "dev": dev, "val": self.splits["val"]})
-
-
-def check(splits: Splits, identity: str | None, cache: str | os.PathLike[str] | None = None) -> FaceSet:
-    """Read every picture once, leave out what can't be read, name the people and look for leaks between splits.
+def check(
+    splits: Splits,
+    identity: str | None,
+    val_share: float = 0.2,
+    holdout: float = 0.0,
+    split_seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+) -> FaceSet:
+    """Read every picture once, leave out what can't be read, name the people, split them and look for leaks.
 
     What was read is remembered by path, size and time of change, so that a large set is read at its first start only.
 
     Args:
-        splits: Faces by split.
+        splits: Faces by split, or all of them under `UNSPLIT`.
         identity: Pattern that names people, see `name_people`.
+        val_share: Share of the pictures, by people, that becomes val, where the faces come unsplit.
+        holdout: Share of the training pictures, by people, that becomes dev, where the faces bring none; 0 for none.
+        split_seed: Who becomes val and dev.
         cache: Folder of the memory; the user's cache folder by default.
 
     Raises:
-        UserError: more than 5 % of a split can't be read, or a class has no picture left.
+        UserError: more than 5 % of a split can't be read, a class has no picture left, or a share is impossible.
     """
     digests, reasons = _read_all([face.path for faces in splits.values() for face in faces], cache)
     good = {s: [replace(f, digest=digests[f.path]) for f in faces if f.path in digests] for s, faces in splits.items()}
@@ -83,10 +86,97 @@ def check(splits: Splits, identity: str | None, cache: str | os.PathLike[str] | 
                 f"mend or delete them, first {bad[0]}: {reasons[bad[0]]}"
             )
         for label, name in enumerate(CLASSES):
-            if not any(face.label == label for face in good[split]):
+            if any(face.label == label for face in faces) and not any(face.label == label for face in good[split]):
                 raise UserError(f"no {name} picture of {split} can be read; put some there")
     good, notes = name_people(good, identity)
-    return FaceSet(good, sorted(reasons.items()), notes + _leaks(good), _fingerprint(good))
+    fingerprint = _fingerprint(good)
+    if UNSPLIT in good:
+        train, val = split_people(good[UNSPLIT], val_share, split_seed, "data.val_share")
+        good = {"train": train, "val": val}
+    if holdout != 0 and "dev" not in good:
+        train, dev = split_people(good["train"], holdout, split_seed, "data.holdout")
+        good = {"train": train, "dev": dev, "val": good["val"]}
+    return FaceSet(good, sorted(reasons.items()), notes + _leaks(good), fingerprint)
+
+
+def split_people(faces: Sequence[Face], share: float, seed: int, key: str) -> tuple[list[Face], list[Face]]:
+    """Part faces by person, so that about `share` of each class's pictures go second.
+
+    Who goes is decided by a hash of the seed and the name alone, so that adding people moves few others. Someone with
+    more pictures than are still wanted stays, so that one person can't be most of the second part.
+
+    Args:
+        faces: With their identities.
+        share: In (0, 1).
+        seed: Of the hash.
+        key: Of the configuration, for errors.
+
+    Raises:
+        UserError: `share` is no share, or leaves a class without people on one side.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"{key}={share} is no share of the people; give a number above 0 and below 1, such as 0.1")
+    pictures: dict[str, list[int]] = defaultdict(list)
+    for face in faces:
+        pictures[face.identity].append(face.label)
+
+    def rank(person: str) -> bytes:
+        return hashlib.blake2b(f"{seed}:{person}".encode(errors="surrogateescape")).digest()
+
+    taken: set[str] = set()
+    for label in range(len(CLASSES)):  # someone filed under both labels counts where most of the pictures are
+        people = sorted((who for who, labels in pictures.items() if median_low(labels) == label), key=rank)
+        left = share * sum(len(pictures[who]) for who in people)
+        for who in people:
+            if len(pictures[who]) <= left:
+                taken.add(who)
+                left -= len(pictures[who])
+        if people and not taken & set(people):
+            taken.add(min(people, key=lambda who: len(pictures[who])))
+    first = [face for face in faces if face.identity not in taken]
+    second = [face for face in faces if face.identity in taken]
+    if any({face.label for face in part} != {0, 1} for part in (first, second)):
+        raise UserError(f"{key}={share} leaves a class without people on one side; give another share or more people")
+    return first, second
+
+
+def name_people(splits: Splits, pattern: str | None) -> tuple[Splits, list[str]]:
+    """Name the person of each face that has no identity yet.
+
+    Args:
+        splits: Faces by split.
+        pattern: Regular expression on the file name without its ending; its first group is the person. A name that
+            does not match, and every picture where `pattern` is None, is a person of its own, named by its content.
+
+    Returns:
+        The faces with their identities, and notes. If a class has fewer than ten people that way, each picture is
+        treated as a person and a note says so.
+
+    Raises:
+        UserError: `pattern` is no regular expression with a group.
+    """
+    try:
+        regex = re.compile(pattern) if pattern is not None else None
+    except re.error as error:
+        raise UserError(f"data.identity={pattern} is no regular expression: {error}; null turns it off") from error
+    if regex is not None and regex.groups < 1:
+        raise UserError(f"data.identity={pattern} has no group (...) around the person's name; null turns it off")
+
+    def person(face: Face, use: re.Pattern[str] | None) -> str:
+        found = use.search(os.path.splitext(os.path.basename(face.path))[0]) if use else None
+        return face.identity or (found.group(1) if found else face.digest)
+
+    notes = []
+    for label, name in enumerate(CLASSES):
+        pictures = [face for faces in splits.values() for face in faces if face.label == label and not face.identity]
+        people = {person(face, regex) for face in pictures}
+        if len(people) < min(MIN_PEOPLE, len(pictures)):
+            notes.append(
+                f"data.identity finds only {len(people)} people in {len(pictures)} {name} pictures, fewer than "
+                f"{MIN_PEOPLE}: each picture is treated as a person of its own"
+            )
+    use = None if notes else regex
+    return {split: [replace(f, identity=person(f, use)) for f in faces] for split, faces in splits.items()}, notes
 
 
 def _fingerprint(splits: Splits) -> str:
@@ -96,19 +186,22 @@ def _fingerprint(splits: Splits) -> str:
 
 def _leaks(splits: Splits) -> list[str]:
     notes = []
-    train = splits["train"]
-    people, contents = {face.identity for face in train}, {face.digest: face.path for face in train}
-    for split, faces in splits.items():
-        if split == "train":
-            continue
-        both = people & {face.identity for face in faces}
-        if both:
-            notes.append(f"{len(both)} people of {split} are also in train, such as {min(both)}: its scores flatter")
-        same = [face for face in faces if face.digest in contents]
+    labels: dict[str, set[int]] = defaultdict(set)
+    for face in chain.from_iterable(splits.values()):
+        labels[face.digest].add(face.label)
+    both = sum(len(found) > 1 for found in labels.values())
+    if both:
+        notes.append(f"{both} pictures are filed under both labels, byte for byte: one of the two is wrong")
+    for (one, faces), (other, others) in combinations(splits.items(), 2):
+        people = {face.identity for face in faces} & {face.identity for face in others}
+        if people:
+            notes.append(f"{len(people)} people of {other} are also in {one}, such as {min(people)}: scores flatter")
+        contents = {face.digest: face.path for face in faces}
+        same = [face for face in others if face.digest in contents]
         if same:
             notes.append(
-                f"{len(same)} files of {split} are also in train, byte for byte, such as {same[0].path} = "
-                f"{contents[same[0].digest]}: its scores flatter"
+                f"{len(same)} files of {other} are also in {one}, byte for byte, such as {same[0].path} = "
+                f"{contents[same[0].digest]}: scores flatter"
             )
     return notes
 
@@ -122,8 +215,8 @@ def _read_all(paths: Iterable[str], cache: str | os.PathLike[str] | None) -> tup
     """Digest of each picture that decodes, and the reason for each that does not (those are tried at every start)."""
     digests: dict[str, str] = {}
     reasons: dict[str, str] = {}
-    unread: list[tuple[str, bytes]] = []
-    memory = _open_memory(Path(cache or cache_folder()))
+    unread: dict[str, bytes] = {}
+    memory = _Memory(Path(cache or cache_folder()))
     for path in paths:
         try:
             state = os.stat(path)
@@ -131,37 +224,50 @@ def _read_all(paths: Iterable[str], cache: str | os.PathLike[str] | None) -> tup
             reasons[path] = (error.strerror or str(error)).lower()
             continue
         key = os.fsencode(os.path.abspath(path)) + f"\0{state.st_size}\0{state.st_mtime_ns}".encode()
-        known = memory.execute("SELECT digest FROM pictures WHERE key = ?", (key,)).fetchone()
+        known = memory.get(key)
         if known:
-            digests[path] = known[0]
+            digests[path] = known
         else:
-            unread.append((path, key))
-    with ThreadPoolExecutor(os.cpu_count()) as pool, memory:  # decoding and hashing let other threads run
-        bar = partial(tqdm, desc="checking pictures", unit="picture", disable=None, leave=False)
-        for start in range(0, len(unread), 1000):
-            part = unread[start : start + 1000]
-            for (path, key), (digest, reason) in bar(
-                zip(part, pool.map(_read_one, (path for path, _ in part))), initial=start, total=len(unread)
-            ):
+            unread[path] = key
+    bar = tqdm(total=len(unread), desc="checking pictures", unit="picture", disable=None, leave=False)
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and hashing let other threads run
+        rest = iter(unread.items())
+        while some := list(islice(rest, 1000)):
+            read = []
+            for (path, key), (digest, reason) in zip(some, pool.map(_read_one, (path for path, _ in some))):
+                bar.update()
                 if reason:
                     reasons[path] = reason
                 else:
                     digests[path] = digest
-                    memory.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?)", (key, digest))
-            memory.commit()
-    memory.close()
+                    read.append((key, digest))
+            memory.put(read)
     return digests, reasons
 
 
-def _open_memory(cache: Path) -> sqlite3.Connection:
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        memory = sqlite3.connect(cache / "pictures.sqlite", timeout=60)
-        memory.execute("CREATE TABLE IF NOT EXISTS pictures (key BLOB PRIMARY KEY, digest TEXT) WITHOUT ROWID")
-    except (OSError, sqlite3.Error):  # no place to write, or a damaged file: only the memory is lost, not the run
-        memory = sqlite3.connect(":memory:")
-        memory.execute("CREATE TABLE pictures (key BLOB PRIMARY KEY, digest TEXT) WITHOUT ROWID")
-    return memory
+class _Memory:
+    """Digests by path, size and time of change. Whatever is wrong with its file costs only time."""
+
+    def __init__(self, cache: Path) -> None:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            self._open(str(cache / "pictures.sqlite"))
+        except (OSError, sqlite3.Error):
+            self._open(":memory:")
+
+    def _open(self, name: str) -> None:
+        self.file = sqlite3.connect(name, timeout=60)
+        self.file.execute("CREATE TABLE IF NOT EXISTS pictures (key BLOB PRIMARY KEY, digest TEXT) WITHOUT ROWID")
+
+    def get(self, key: bytes) -> str | None:
+        with suppress(sqlite3.Error):
+            for (digest,) in self.file.execute("SELECT digest FROM pictures WHERE key = ?", (key,)):
+                return str(digest)
+        return None
+
+    def put(self, rows: list[tuple[bytes, str]]) -> None:
+        with suppress(sqlite3.Error), self.file:
+            self.file.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?)", rows)
 
 
 def _read_one(path: str) -> tuple[str, str]:

@@ -41,8 +41,12 @@ def draw(root: str | os.PathLike[str], counts: dict[str, Sequence[int]], side: i
     """
     root = Path(root)
     stamp = json.dumps({"counts": {split: list(n) for split, n in counts.items()}, "side": side, "seed": seed})
+
+    def drawn_already() -> bool:
+        return (root / STAMP).is_file() and (root / STAMP).read_text() == stamp
+
     if root.exists():
-        if (root / STAMP).is_file() and (root / STAMP).read_text() == stamp:
+        if drawn_already():
             return
         raise UserError(f"data.root={root} exists and is not this demo set; name another folder or delete it")
     unfinished = root.with_name(f"{root.name}.part-{os.getpid()}")
@@ -50,8 +54,9 @@ def draw(root: str | os.PathLike[str], counts: dict[str, Sequence[int]], side: i
         _draw_tree(unfinished, counts, side, seed)
         (unfinished / STAMP).write_text(stamp)
         unfinished.rename(root)
-    except FileExistsError:  # another process finished the same set first
-        pass
+    except OSError:
+        if not drawn_already():  # else another process finished the same set first
+            raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -1,16 +1,13 @@
 """Where faces come from: a folder tree, a CSV manifest or drawings.
 
-Labels come from paths or cells, never from decoding. A person (`identity`) is never split over train, dev and val by
-this project.
+Labels come from paths or cells, never from decoding.
 """
 
 import csv
-import hashlib
 import os
-import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from gender_cls import CLASSES
@@ -18,7 +15,7 @@ from gender_cls import demo as drawing
 from gender_cls.errors import UserError
 from gender_cls.images import PICTURE_ENDINGS, list_pictures
 
-MIN_PEOPLE = 10  # fewer in a class: the pattern most likely took a camera's file name for a person
+UNSPLIT = "all"  # stands for the split of faces that `checks.check` is to split into train and val
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,7 @@ Splits = dict[str, list[Face]]
 
 
 def folder(root: str | os.PathLike[str]) -> Splits:
-    """List `root/{train,val}/{female,male}/**` (the tree that ImageFolder reads).
+    """List `root/{train,val}/{female,male}/**`, as ImageFolder does; linked sub-folders are not followed.
 
     Raises:
         UserError: a folder is missing, empty, or named otherwise.
@@ -77,54 +74,47 @@ def _list_split(directory: Path) -> list[Face]:
     return faces
 
 
-def manifest(
-    csv: str | os.PathLike[str], val_share: float = 0.2, split_seed: int = 0, identity: str | None = None
-) -> Splits:
+def manifest(path: str | os.PathLike[str]) -> Splits:
     """Read a CSV with the columns path and label and, where present, split, identity and group.
 
     Args:
-        csv: The file. Its paths are absolute or relative to its own folder; labels are female and male.
-        val_share: Without a column split: the share of people that becomes val.
-        split_seed: Without a column split: who becomes val.
-        identity: Without a column identity: the pattern that names people, see `check`.
+        path: Of the file. Its paths are absolute or relative to its own folder; labels are female and male.
+
+    Returns:
+        Faces by split; without a column split, all of them under `UNSPLIT`.
 
     Raises:
         UserError: the file, a column or a picture is missing, or a cell holds something else than it may.
     """
-    path = Path(csv)
-    rows = _read_rows(path)
+    path = Path(path)
     faces: dict[str, list[Face]] = defaultdict(list)
     missing = []
-    for line, row in enumerate(rows, start=2):
-        label, split = row["label"].strip().lower(), (row.get("split") or "").strip().lower()
+    for line, row in _read_rows(path):
+        label = row["label"].strip().lower()
+        split = row["split"].strip().lower() if row.get("split") is not None else UNSPLIT
         if label not in CLASSES:
             raise UserError(f"{path} line {line}: label {row['label']!r}; a label is female or male")
         if "split" in row and split not in ("train", "dev", "val"):
             raise UserError(f"{path} line {line}: split {row['split']!r}; a split is train, dev or val")
         picture = os.path.join(path.parent, row["path"])
         if not os.path.isfile(picture):
-            missing.append((line, picture))
-        faces[split].append(
-            Face(picture, CLASSES.index(label), (row.get("identity") or "").strip(), (row.get("group") or "").strip())
-        )
+            missing.append(f"{path} line {line}: no such file: {picture}")
+        identity, group = ((row.get(column) or "").strip() for column in ("identity", "group"))
+        faces[split].append(Face(picture, CLASSES.index(label), identity, group))
     if missing:
-        line, picture = missing[0]
-        raise UserError(
-            f"{path} line {line}: no such file: {picture} ({len(missing)} missing in all); "
-            "paths are relative to the CSV's folder"
-        )
-    if "" in faces:
-        named, _ = name_people({"": faces[""]}, identity)
-        train, val = split_people(named[""], val_share, split_seed)
-        faces = {"train": train, "val": val}
-    for split in ("train", "val"):
+        raise UserError(f"{missing[0]} ({len(missing)} missing in all); paths are relative to the CSV's folder")
+    for split in faces if UNSPLIT in faces else ("train", *sorted({"dev"} & set(faces)), "val"):
         absent = {0, 1} - {face.label for face in faces.get(split, [])}
         if absent:
-            raise UserError(f"{path} has no {CLASSES[min(absent)]} picture in {split}; each split needs both labels")
-    return {split: faces[split] for split in ("train", "dev", "val") if split in faces}
+            where = "" if split == UNSPLIT else f" in {split}"
+            raise UserError(f"{path} has no {CLASSES[min(absent)]} picture{where}; both labels are needed")
+    if not faces:
+        raise UserError(f"{path} has no row below its first line; add pictures")
+    return {split: faces[split] for split in (UNSPLIT, "train", "dev", "val") if split in faces}
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
+def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Rows with the number of the line that each ends on."""
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
@@ -134,13 +124,13 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
                 raise UserError(
                     f"{path} has no column {absent[0]!r} (found: {found}); its first line names the columns"
                 )
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise UserError(f"data.csv={path}: {(error.strerror or str(error)).lower()}; give a CSV file") from error
     except csv.Error as error:
         raise UserError(f"data.csv={path} is no CSV file ({error})") from error
-    for line, row in enumerate(rows, start=2):
-        if not row["path"] or row["label"] is None:
+    for line, row in rows:
+        if not row["path"] or not row["label"]:
             raise UserError(f"{path} line {line}: path or label is empty; fill it in or delete the line")
     return rows
 
@@ -157,59 +147,3 @@ def demo(root: str | os.PathLike[str], train: Sequence[int], val: Sequence[int],
     """
     drawing.draw(root, {"train": list(train), "val": list(val)}, side, seed)
     return folder(root)
-
-
-def split_people(faces: Sequence[Face], share: float, seed: int) -> tuple[list[Face], list[Face]]:
-    """Part faces by person: about `share` of each class's people go second, at least one.
-
-    Who goes is decided by a hash of the seed and the name alone, so that adding people moves few others.
-    """
-    label_of = {face.identity: face.label for face in faces}  # someone filed under both labels moves as a whole
-
-    def rank(person: str) -> bytes:
-        return hashlib.blake2b(f"{seed}:{person}".encode(errors="surrogateescape")).digest()
-
-    taken: set[str] = set()
-    for label in range(len(CLASSES)):
-        people = sorted((person for person, of in label_of.items() if of == label), key=rank)
-        taken.update(people[: max(1, round(share * len(people)))])
-    return [f for f in faces if f.identity not in taken], [f for f in faces if f.identity in taken]
-
-
-def name_people(splits: Splits, pattern: str | None) -> tuple[Splits, list[str]]:
-    """Name the person of each face that has no identity yet.
-
-    Args:
-        splits: Faces by split.
-        pattern: Regular expression on the file name without its ending; its first group is the person. A name that
-            does not match, and every picture where `pattern` is None, is a person of its own.
-
-    Returns:
-        The faces with their identities, and notes. If a class has fewer than ten people that way, each picture is
-        treated as a person and a note says so.
-
-    Raises:
-        UserError: `pattern` is no regular expression with a group.
-    """
-    try:
-        regex = re.compile(pattern) if pattern is not None else None
-    except re.error as error:
-        raise UserError(f"data.identity={pattern} is no regular expression: {error}; null turns it off") from error
-    if regex is not None and regex.groups < 1:
-        raise UserError(f"data.identity={pattern} has no group (...) around the person's name; null turns it off")
-
-    def person(face: Face, use: re.Pattern[str] | None) -> str:
-        found = use.search(os.path.splitext(os.path.basename(face.path))[0]) if use else None
-        return face.identity or (found.group(1) if found else face.path)
-
-    notes = []
-    for label, name in enumerate(CLASSES):
-        pictures = [face for faces in splits.values() for face in faces if face.label == label and not face.identity]
-        people = {person(face, regex) for face in pictures}
-        if len(people) < min(MIN_PEOPLE, len(pictures)):
-            notes.append(
-                f"data.identity finds only {len(people)} people in {len(pictures)} {name} pictures, fewer than "
-                f"{MIN_PEOPLE}: each picture is treated as a person of its own"
-            )
-    use = None if notes else regex
-    return {split: [replace(f, identity=person(f, use)) for f in faces] for split, faces in splits.items()}, notes
