@@ -3,9 +3,9 @@
 import hashlib
 import os
 import pickle
+import socket
 import threading
 import urllib.request
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from gender_cls.errors import UserError
 
 State = dict[str, torch.Tensor]
 FEATURES = 512
-DOWNLOAD_PROBE_SECONDS = 8.0
+COUNTER = "num_batches_tracked"  # of BatchNorm; it changes nothing in evaluation mode
+PROBE_SECONDS = 8.0
+STALL_SECONDS = 60.0
 
 
 class GenderNet(nn.Module):
@@ -81,13 +83,16 @@ class GenderNet(nn.Module):
         """Hash of the backbone's names and values: equal for equal weights, however they were stored."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.backbone.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+            if not name.endswith(COUNTER):
+                digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
 def _load(module: nn.Module, state: State, source: str, prefix: str = "") -> None:
     wanted = module.state_dict()
     for name, tensor in wanted.items():
+        if name.endswith(COUNTER):  # weights from before torch 0.4.1, such as IMAGENET1K_V1, have none
+            state = {name: tensor, **state}
         if name not in state:
             raise UserError(f"{source} has no {prefix}{name}: it is not the state dict of a torchvision resnet18")
         if state[name].shape != tensor.shape:
@@ -95,6 +100,8 @@ def _load(module: nn.Module, state: State, source: str, prefix: str = "") -> Non
                 f"{source}: {prefix}{name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}: "
                 "it belongs to another network than this resnet18"
             )
+        if not state[name].isfinite().all():
+            raise UserError(f"{source}: {prefix}{name} holds values that are not finite; train or download it again")
     extra = set(state) - set(wanted) - {"fc.weight", "fc.bias"}
     if extra:
         raise UserError(f"{source} holds {min(extra)}, which a torchvision resnet18 does not have")
@@ -107,6 +114,7 @@ def read_weights(weights: str) -> State:
     Raises:
         UserError: there is none, with the ways out.
     """
+    weights = str(weights)
     if weights in ResNet18_Weights.__members__:
         return _download(ResNet18_Weights[weights])
     if not os.path.exists(weights):
@@ -142,38 +150,46 @@ def safe_load(path: str | os.PathLike[str], source: str) -> object:
             f"{source} is not loaded: it is damaged, or a pickle of objects that would run code; "
             "only tensors and plain values are accepted"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file makes torch.load raise nearly everything
         raise UserError(f"{source} is damaged or no file of torch.save") from error
 
 
 def _download(weights: ResNet18_Weights) -> State:
+    """Read the weights from torch's cache directory, where they are put first if they are not there."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(weights.url)
-    try:
-        if not cached.exists():
+    if not cached.exists():
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(STALL_SECONDS)  # torch.hub waits for ever for a line that has gone quiet
+        try:
             _probe(weights.url)
-        return dict(weights.get_state_dict(progress=True, check_hash=True))
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"model.weights={weights.name} can't be downloaded or read ({str(error).splitlines()[0]}); "
-            f"give model.weights=/path/to/resnet18.pth, or put {os.path.basename(weights.url)} in {cached.parent}, "
-            "or try experiment=demo, which needs no weights"
-        ) from error
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            prefix = cached.stem.rsplit("-", 1)[1]
+            torch.hub.download_url_to_file(weights.url, str(cached), hash_prefix=prefix)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"model.weights={weights.name} can't be downloaded ({str(error).splitlines()[0]}); give "
+                f"model.weights=/path/to/resnet18.pth, or put {cached.name} in {cached.parent}, "
+                "or try experiment=demo, which needs no weights"
+            ) from error
+        finally:
+            socket.setdefaulttimeout(before)
+    return read_state_dict(cached, f"model.weights={weights.name} ({cached})")
 
 
 def _probe(url: str) -> None:
-    """Ask for the file's head. In a thread, since looking up a name can hang for longer than any timeout."""
-    failure: list[OSError] = []
+    """Open the address and close it. In a thread, since looking up a name can hang for longer than any timeout."""
+    failure: list[Exception] = []
     answered = threading.Event()
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=DOWNLOAD_PROBE_SECONDS).close()
-        except OSError as error:
+            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
+        except Exception as error:
             failure.append(error)
         answered.set()
 
     threading.Thread(target=ask, daemon=True).start()
-    if not answered.wait(DOWNLOAD_PROBE_SECONDS):
-        raise TimeoutError(f"no answer within {DOWNLOAD_PROBE_SECONDS:.0f} s")
+    if not answered.wait(PROBE_SECONDS):
+        raise TimeoutError(f"no answer within {PROBE_SECONDS:.0f} s")
     if failure:
-        raise failure[0]
+        raise OSError(str(failure[0]) or type(failure[0]).__name__) from failure[0]
