@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler, default
 
 from gender_cls import CLASSES
 from gender_cls.checks import FaceSet
-from gender_cls.errors import UserError
 from gender_cls.images import PictureError, load_rgb
 from gender_cls.sources import Face
 from gender_cls.transforms import Preprocessing, Transform, derive_seed, seeded
@@ -57,10 +56,10 @@ class FaceDataset(Dataset[Item | None]):
 
 
 def collate(items: Sequence[Item | None]) -> list[torch.Tensor]:
-    """Views (N, 3, size, size), labels (N) and indices (N) of the items that could be read."""
+    """Views (N, 3, size, size), labels (N) and indices (N) of the items that could be read; N may be 0."""
     read = [item for item in items if item is not None]
     if not read:
-        raise UserError("not one picture of a whole batch can be read any more; is the disk of data.root still there?")
+        return [torch.empty(0, 3, 1, 1), torch.empty(0), torch.empty(0, dtype=torch.int64)]
     views, labels, indices = default_collate(read)
     return [views, labels.float(), indices]
 
@@ -122,8 +121,8 @@ class FaceDataModule(pl.LightningDataModule):
         faces: FaceSet,
         preprocessing: Preprocessing,
         augment: Mapping[str, Any],
-        batch_size: int = 32,
-        num_workers: int = 2,
+        batch_size: int,
+        num_workers: int = 0,
         balanced_sampler: bool = True,
         seed: int = 0,
         view_seed: int = 0,
@@ -145,7 +144,13 @@ class FaceDataModule(pl.LightningDataModule):
         self.sampler = DrawSampler(weights.tolist(), seed)
 
     def train_dataloader(self) -> DataLoader[Item | None]:
-        """Weighted draws of augmented views."""
+        """Weighted draws of augmented views.
+
+        With worker processes Lightning starts to read before it tells the sampler the epoch, which after a resume is
+        not the first.
+        """
+        if self.trainer is not None:
+            self.sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         return self._loader("train", sampler=self.sampler)
 
     def val_dataloader(self) -> list[DataLoader[Item | None]]:

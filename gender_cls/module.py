@@ -1,6 +1,6 @@
 """GenderModule: how GenderNet is trained and watched."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -27,6 +27,7 @@ class GenderModule(pl.LightningModule):
         class_counts: Training pictures (female, male).
         class_weight: Weigh the loss of male pictures by `n / (2 n_male)`, as the recipe does.
         eval_splits: Names of the evaluation loaders, in their order.
+        settings: What a resumed run must have in common with this one, by configuration key; plain values.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class GenderModule(pl.LightningModule):
         class_counts: Sequence[int] = (1, 1),
         class_weight: bool = True,
         eval_splits: Sequence[str] = ("val",),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -45,19 +47,22 @@ class GenderModule(pl.LightningModule):
         self.pos_weight = sum(class_counts) / (2 * class_counts[1]) if class_weight else 1.0
         self.eval_splits = list(eval_splits)
         self._metrics = nn.ModuleDict({split: collection() for split in self.eval_splits})
+        self.settings = {**(settings or {}), "model.weights": network.backbone_hash()}
         self.strict_loading = False  # a checkpoint holds what was trained, see on_save_checkpoint
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (N) of normalised images (N, 3, H, W)."""
-        return self.network(images)
+        """Logits (N), float32 also under bf16, of normalised images (N, 3, H, W)."""
+        return self.network(images).float()
 
     def metrics(self, split: str) -> MetricCollection:
         """What is counted of one of `eval_splits` in this epoch."""
         return cast(MetricCollection, self._metrics[split])
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """The loss of one batch."""
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
+        """The loss of one batch; None, which skips the step, where not one of its pictures could be read."""
         views, labels, _ = batch
+        if not len(labels):
+            return None
         loss = self._loss(self(views), labels)
         self.log("train/loss_step", loss, prog_bar=True)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
@@ -66,6 +71,8 @@ class GenderModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and metrics of one batch of `eval_splits[dataloader_idx]`."""
         views, labels, _ = batch
+        if not len(labels):
+            return
         split = self.eval_splits[dataloader_idx]
         logits = self(views)
         loss = self._loss(logits, labels)
@@ -93,29 +100,37 @@ class GenderModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen backbone out (45 MB an epoch) and note which one it was."""
-        checkpoint["backbone_hash"] = self.network.backbone_hash()
-        checkpoint["state_dict"] = trained_part(checkpoint["state_dict"])
+        """Leave the frozen backbone out (45 MB an epoch) and note what a resumed run must have in common."""
+        checkpoint["settings"] = self.settings
+        checkpoint["state_dict"] = _trained_part(checkpoint["state_dict"])
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was trained on another network.
+    def on_load_checkpoint(self, checkpoint: dict[str, Any], source: str = "ckpt_path") -> None:
+        """Refuse what would not go on as if never stopped; `source` names it in errors.
 
         Raises:
-            UserError: its head has another shape, or its backbone had other weights.
+            UserError: the checkpoint is another architecture's, or a setting of its run was another one.
         """
-        wanted = {name: tuple(tensor.shape) for name, tensor in trained_part(self.state_dict()).items()}
-        found = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in _trained_part(self.state_dict()).items()}
+        found = {name: tuple(getattr(value, "shape", ())) for name, value in checkpoint["state_dict"].items()}
         if wanted != found:
-            raise UserError(f"ckpt_path holds {_brief(found)}, not {_brief(wanted)}: it is another architecture's")
-        if checkpoint.get("backbone_hash") != self.network.backbone_hash():
-            raise UserError("ckpt_path was trained on other backbone weights; give the model.weights of that run")
+            raise UserError(
+                f"{source} holds {_brief(found)}, not {_brief(wanted)}: it is another architecture's; "
+                "give the last.ckpt of a run of this one"
+            )
+        before = checkpoint.get("settings") or {}
+        for key, value in self.settings.items():
+            if before.get(key) != value:
+                raise UserError(
+                    f"{source} was trained with another {key} ({before.get(key)}, now {value}): "
+                    "resume with the words of that run"
+                )
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         weight = torch.tensor(self.pos_weight, device=logits.device)
         return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
 
 
-def trained_part(state: dict[str, Any]) -> dict[str, Any]:
+def _trained_part(state: dict[str, Any]) -> dict[str, Any]:
     """The part of a module's state dict that is not the frozen backbone."""
     return {name: value for name, value in state.items() if not name.startswith("network.backbone.")}
 

@@ -52,9 +52,9 @@ class Preprocessing:
 
 
 def seeded(transform: Transform, picture: Image.Image, *parts: object) -> torch.Tensor:
-    """A view as a pure function of the picture and `parts`: the global generator is left as it was."""
+    """A view as a pure function of the picture and `parts`: torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(*parts))
+        torch.default_generator.manual_seed(derive_seed(*parts))  # torch.manual_seed would reach for the GPU as well
         return transform(picture)
 
 

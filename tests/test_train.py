@@ -4,12 +4,17 @@ import csv
 import json
 import math
 import re
+import shlex
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from conftest import ROOT, Run, script
 from hydra import compose, initialize_config_dir
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torchvision.models import resnet18
@@ -59,7 +64,7 @@ def test_a_run_says_what_a_person_wants_to_know(trained: Path) -> None:
     assert re.search(r"macro-F1 [\d.]+, 95 % interval [\d.]+ to [\d.]+ \(2000 bootstrap draws of \d+ people\)", said)
     assert "python predict.py model=" in said
     warned = (trained.parent.parent / "stderr.txt").read_text()
-    assert "Warning" not in warned, warned
+    assert warned == ""
     assert "train/loss_step=" in said  # the progress bar
     assert "val/f1_macro=" in said
 
@@ -87,7 +92,9 @@ def test_same_seed_same_head_whatever_the_workers(train: Run) -> None:
 def test_interrupted_in_an_epoch_and_resumed_is_uninterrupted(
     train: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("trainer.max_epochs=3", "data.holdout=0", "model.optimizer.lr=0.01")
+    schedule = "{_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 3}"
+    words = ("trainer.max_epochs=3", "data.holdout=0.2", "model.optimizer.lr=0.01", f"model.scheduler={schedule}")
+    words += ("data.num_workers=1",)
     whole = train(*words, name="whole")
     step = module.GenderModule.training_step
 
@@ -101,7 +108,9 @@ def test_interrupted_in_an_epoch_and_resumed_is_uninterrupted(
         with pytest.raises(SystemExit):
             train(*words, name="cut")
     said = capsys.readouterr().out
-    last = next(line for line in said.splitlines() if line.startswith("python train.py")).split("ckpt_path=")[1]
+    command = next(line for line in said.splitlines() if line.startswith("python train.py"))
+    last = shlex.split(command)[-1].removeprefix("ckpt_path=")
+    assert last == "runs/cut/last.ckpt"
     assert not (Path("runs/cut") / "Binary_Classification_model.pth").exists()
     assert same(whole, train(*words, f"ckpt_path={last}", name="resumed"))
 
@@ -171,6 +180,22 @@ def test_the_backbone_is_bit_equal_after_a_fit(
     for name, tensor in after.items():
         if not name.startswith("fc."):
             assert torch.equal(tensor, before[name].to(tensor.dtype)), name
+
+
+class Returned(Callback):
+    """Keeps what each job returned to Hydra."""
+
+    values: ClassVar[list[object]] = []
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
+        self.values.append(job_return.return_value)
+
+
+@pytest.mark.parametrize(("holdout", "split"), [(0.2, "dev"), (0, "val")])
+def test_hydra_gets_the_score_of_dev_or_without_it_of_val(holdout: float, split: str, train: Run) -> None:
+    probe = "+hydra.callbacks.probe._target_=test_train.Returned"
+    run = train("trainer.max_epochs=1", f"data.holdout={holdout}", probe)
+    assert Returned.values[-1] == json.loads((run / "metrics.json").read_text())[split]["f1_macro"]
 
 
 def test_a_sweep_ends_with_one_table(train: Run, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,7 +268,8 @@ def test_an_experiment_wins_over_defaults_and_the_command_line_over_it() -> None
 
 
 def test_help_answers_a_newcomer(capsys: pytest.CaptureFixture[str]) -> None:
-    script("train.py", "--help")
+    with pytest.raises(SystemExit, match="0"):
+        script("train.py", "--help")
     said = capsys.readouterr().out
     assert "experiment=demo" in said
     assert """'data.root="my photos (1)"'""" in said  # how to quote
