@@ -17,10 +17,13 @@ The exit code is 0 if every picture got an answer, else 1.
 """
 
 import csv
+import errno
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -57,13 +60,15 @@ def parse(words: list[str]) -> dict[str, list[str]]:
     """Literal key=value words: nothing after the first = is interpreted.
 
     Raises:
-        UserError: a word is none of the keys, or there is no img.
+        UserError: a word is none of the keys, there is no img, or another key comes twice.
     """
     options: dict[str, list[str]] = {"img": [], "model": [], "out": []}
     for word in words:
         key, _, value = word.partition("=")
         if key not in options or not value:
             raise UserError(f"{word!r} is not img=PATH, model=FILE or out=FILE; see python predict.py --help")
+        if key != "img" and options[key]:
+            raise UserError(f"{key}= is given twice; give it once")
         options[key].append(value)
     if not options["img"]:
         raise UserError("no picture is named; give img=PATH, see python predict.py --help")
@@ -110,8 +115,10 @@ def written(answers: Iterator[Prediction], out: Path) -> Iterator[Prediction]:
     Raises:
         UserError: the table can't be written.
     """
-    unfinished = out.with_name(out.name + ".part")
+    unfinished = out.with_name(f"{out.name}.part-{os.getpid()}")
     try:
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with open(unfinished, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.writer(file)
             table.writerow(COLUMNS)
@@ -121,7 +128,11 @@ def written(answers: Iterator[Prediction], out: Path) -> Iterator[Prediction]:
                 yield answer
         os.replace(unfinished, out)
     except OSError as error:
-        raise UserError(f"out={out}: {(error.strerror or str(error)).lower()}") from error
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"out={out}: {reason}; give a file that can be written") from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 if __name__ == "__main__":
@@ -129,7 +140,13 @@ if __name__ == "__main__":
         cast(io.TextIOWrapper, stream).reconfigure(
             errors="backslashreplace"
         )  # names that are not UTF-8 must not end the run
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; what matters is whether it decodes
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit("stopped")

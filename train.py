@@ -1,14 +1,16 @@
 """Train a head on the frozen ResNet-18, evaluate it and save it. `python train.py --help` shows the commands."""
 
+import io
 import logging
 import math
 import os
+import re
 import shlex
 import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import pytorch_lightning as pl
@@ -30,32 +32,36 @@ from gender_cls.sources import Splits
 from gender_cls.sweep import ERROR_FILE
 from gender_cls.transforms import Preprocessing
 
-log = logging.getLogger(__name__)
-
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
-    """Run one job; what the user can mend ends in one line, and a failed job of a sweep does not end the sweep."""
+    """Run one job: an error ends in one line, and a failed job of a sweep does not end the sweep."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    error_file = run_dir / ERROR_FILE
+    error_file.unlink(missing_ok=True)  # of an earlier sweep in the same folder
     try:
         return train(cfg, run_dir)
+    except KeyboardInterrupt:
+        sys.exit("stopped")
     except Exception as error:
-        mendable = _user_error(error)
-        text = str(mendable) if mendable else f"{type(error).__name__}: {error}"
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            (run_dir / ERROR_FILE).write_text(" ".join(text.split()) + "\n")
-            log.error("this job failed: %s", text, exc_info=None if mendable else error)
-            return math.nan
-        if mendable is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        sys.exit(f"error: {text}")
+        line = one_line(error)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            error_file.write_text(line + "\n", encoding="utf-8", errors="backslashreplace")
+            print(f"this job failed: {line}", file=sys.stderr)
+            return math.nan
+        sys.exit(f"error: {line}")
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The project's own error, also where Hydra or a worker process has wrapped it."""
-    while error is not None and not isinstance(error, UserError):
+def one_line(error: BaseException) -> str:
+    """What went wrong, without the layers around it; of an unforeseen error also its type and how to see more."""
+    while error.__cause__ is not None and not isinstance(error, UserError):  # Hydra wraps what its targets raise
         error = error.__cause__
-    return error
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)"
 
 
 def train(cfg: DictConfig, run_dir: Path) -> float:
@@ -69,10 +75,12 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
         dev/f1_macro, or val/f1_macro where no people are held out, after the last epoch.
     """
     quieten()
+    check_values(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     splits = instantiate(cfg.data.source)
     network = GenderNet(cfg.model.weights)
     data = make_data(cfg, splits)
+    words = HydraConfig.get().overrides.task
     if HydraConfig.get().mode == RunMode.RUN or HydraConfig.get().job.num == 0:  # once in a sweep
         print(report.describe_data(data.faces))
     module = GenderModule(
@@ -82,6 +90,7 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
         class_counts=data.class_counts,
         class_weight=cfg.model.class_weight,
         eval_splits=data.eval_splits,
+        settings=settings(cfg, data),
     )
     trainer = instantiate(
         cfg.trainer,
@@ -90,16 +99,38 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
         default_root_dir=run_dir,
     )
     if trainer.world_size > 1:
-        raise UserError("trainer.devices must be 1: the order of the draws is one device's; use a sweep for more")
+        raise UserError("trainer.devices must be 1: the order of the draws is one device's")
     if cfg.ckpt_path:
-        check_checkpoint(cfg.ckpt_path, module)
+        check_checkpoint(cfg.ckpt_path, module, trainer.max_epochs)
     log_start(trainer, data)
     started = time.monotonic()
-    fit(trainer, module, data, cfg.ckpt_path, run_dir)
+    fit(trainer, module, data, cfg.ckpt_path, words)
     fitted = {"epochs": trainer.current_epoch, "seconds": round(time.monotonic() - started, 1)}
     figures = evaluate(trainer, module, data)
     log_end(trainer, cfg, figures)
-    return save(cfg, run_dir, data, network, figures, fitted)
+    split = data.eval_splits[0]
+    objective = {"name": f"{split}/f1_macro", "value": figures[split]["f1_macro"]}
+    facts = {"fingerprint": data.faces.fingerprint, "counts": data.faces.counts(), "skipped": data.faces.skipped}
+    write_json(run_dir / "metrics.json", {**figures, "objective": objective, "data": facts, "fit": fitted})
+    weights = {"name": cfg.model.weights, "hash": network.backbone_hash()}
+    about = {"weights": weights, "data": facts, "metrics": figures}
+    show(figures, save_model(run_dir, network, data.preprocessing, about), data.faces.splits["val"][0].path)
+    return float(objective["value"])
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Refuse early what would end deep inside of a library.
+
+    Raises:
+        UserError: a key without its value, or a number out of its range.
+    """
+    if OmegaConf.is_missing(cfg.data, "csv"):
+        raise UserError("data.csv has no value; give data.csv=FILE")
+    least = {"seed": 0, "data.batch_size": 1, "data.num_workers": 0, "data.size": 1, "trainer.max_epochs": 1}
+    for key, low in least.items():
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, int) or value < low:
+            raise UserError(f"{key}={value}: give a whole number of at least {low}")
 
 
 def quieten() -> None:
@@ -109,12 +140,14 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers")  # more only helps where there are more cores
     warnings.filterwarnings("ignore", ".*exists and is not empty")  # Hydra has just made the run folder
     warnings.filterwarnings("ignore", ".*The number of training batches")  # few steps an epoch on small data
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec")  # Lightning's own use of torch
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; what matters is whether it decodes
     warnings.filterwarnings("ignore", "The dirpath has changed")  # a resumed run has a folder of its own
 
 
 def make_data(cfg: DictConfig, splits: Splits) -> FaceDataModule:
-    """Check the faces, hold people out and make the loaders."""
-    faces = check(splits, cfg.data.identity).hold_out(cfg.data.holdout, cfg.data.split_seed)
+    """Check and split the faces and make the loaders."""
+    faces = check(splits, cfg.data.identity, cfg.data.val_share, cfg.data.holdout, cfg.data.split_seed)
     return FaceDataModule(
         faces,
         Preprocessing(size=cfg.data.size),
@@ -127,44 +160,89 @@ def make_data(cfg: DictConfig, splits: Splits) -> FaceDataModule:
     )
 
 
-def check_checkpoint(ckpt_path: str, module: GenderModule) -> None:
+def settings(cfg: DictConfig, data: FaceDataModule) -> dict[str, Any]:
+    """What decides the order, the views, who is held out and how a step is taken: a resumed run must share it."""
+    keys = ("holdout", "split_seed", "view_seed", "batch_size", "size", "balanced_sampler", "augment")
+    return {
+        "data": data.faces.fingerprint,
+        "seed": cfg.seed,
+        **{f"data.{key}": plain(cfg.data)[key] for key in keys},
+        "model.class_weight": cfg.model.class_weight,
+        "model.optimizer": cfg.model.optimizer["_target_"],
+    }
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """Python's own dicts and lists, which a checkpoint may hold and TensorBoard can show."""
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+
+
+def check_checkpoint(ckpt_path: str, module: GenderModule, max_epochs: int) -> None:
     """Refuse what can't be resumed before any work is done.
 
     Raises:
-        UserError: the file is missing, damaged, a pickle, no checkpoint, or another network's.
+        UserError: the file is missing, damaged, a pickle, no checkpoint, another run's, or trained to its end.
     """
     source = f"ckpt_path={ckpt_path}"
     if not os.path.isfile(ckpt_path):
         raise UserError(f"{source}: no such file; a run leaves last.ckpt in its folder after each epoch")
     checkpoint = safe_load(ckpt_path, source)
-    if not isinstance(checkpoint, dict) or not {"state_dict", "optimizer_states", "loops"} <= set(checkpoint):
+    if not isinstance(checkpoint, dict) or not {"state_dict", "optimizer_states", "loops", "epoch"} <= set(checkpoint):
         raise UserError(f"{source} is no checkpoint of a run; give the last.ckpt of a run folder")
-    module.on_load_checkpoint(checkpoint)
+    module.on_load_checkpoint(checkpoint, source)
+    done = checkpoint["epoch"] + 1
+    if 0 <= max_epochs <= done:
+        raise UserError(f"{source} has its {done} epochs already; give trainer.max_epochs above that to go on")
 
 
-def fit(trainer: pl.Trainer, module: GenderModule, data: FaceDataModule, ckpt_path: str | None, run_dir: Path) -> None:
-    """Train; on Ctrl-C say how to go on from the last whole epoch."""
+def fit(
+    trainer: pl.Trainer, module: GenderModule, data: FaceDataModule, ckpt_path: str | None, words: list[str]
+) -> None:
+    """Train; on Ctrl-C say how to go on from the last whole epoch.
+
+    Raises:
+        UserError: the head's values are no longer finite.
+    """
     try:
         trainer.fit(module, data, ckpt_path=ckpt_path)
     except SystemExit:  # Lightning's answer to Ctrl-C
-        last = run_dir / "last.ckpt"
-        if last.exists():
-            words = [w for w in HydraConfig.get().overrides.task if not w.startswith("ckpt_path=")]
-            command = shlex.join(["python", "train.py", *words, f"ckpt_path={last}"])
-            print(f"\nstopped in epoch {trainer.current_epoch}; to go on from the last whole epoch:\n{command}")
+        last = getattr(trainer.checkpoint_callback, "best_model_path", "") or ckpt_path
+        if last:
+            again = [word for word in words if not word.startswith(("ckpt_path=", "hydra.run.dir="))]
+            command = shlex.join(["python", "train.py", *again, f"ckpt_path={quoted(shown(last))}"])
+            print(f"\nstopped in epoch {trainer.current_epoch + 1}; to go on from the last whole epoch:\n{command}")
         else:
             print("\nstopped before the first epoch ended; nothing to go on from")
         raise
+    if not all(parameter.isfinite().all() for parameter in module.network.head.parameters()):
+        raise UserError("the training diverged: the head holds values that are not finite; lower model.optimizer.lr")
+
+
+def shown(path: str | Path) -> str:
+    """The path as a person would give it from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def quoted(value: str) -> str:
+    """In Hydra's quotes, where its grammar needs them."""
+    return value if re.fullmatch(r"[\w./:-]+", value) else "'" + value.replace("'", "\\'") + "'"
 
 
 def evaluate(trainer: pl.Trainer, module: GenderModule, data: FaceDataModule) -> dict[str, dict[str, Any]]:
-    """Figures of each evaluation split under the final head."""
+    """Figures of each evaluation split under the final head.
+
+    Raises:
+        UserError: the pictures of a split have disappeared.
+    """
     outputs: Any = trainer.predict(module, data)
     if len(data.eval_splits) == 1:  # Lightning leaves out the outer list then
         outputs = [outputs]
     figures = {}
     for split, batches in zip(data.eval_splits, outputs):
         probabilities = torch.cat([p for p, _ in batches])
+        if not len(probabilities):
+            raise UserError(f"not one picture of {split} can be read any more; are the files still there?")
         indices = torch.cat([i for _, i in batches]).tolist()
         figures[split] = report.evaluate(probabilities, [data.faces.splits[split][i] for i in indices])
     return figures
@@ -185,7 +263,8 @@ def log_end(trainer: pl.Trainer, cfg: DictConfig, figures: dict[str, dict[str, A
     for split, values in figures.items():
         figure = report.confusion_figure(split, values)
         trainer.logger.experiment.add_figure(f"{split}/confusion", figure, trainer.global_step)
-    chosen: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, ["seed", "data", "model", "trainer"]), resolve=True)
+    data = {key: plain(cfg.data)[key] for key in ("batch_size", "balanced_sampler", "augment", "size", "holdout")}
+    chosen = {"seed": cfg.seed, "max_epochs": cfg.trainer.max_epochs, "model": plain(cfg.model), "data": data}
     metrics = {
         f"final/{s}_{n}": v[n] for s, v in figures.items() for n in ("f1_macro", "f1_female", "f1_male", "accuracy")
     }
@@ -193,30 +272,17 @@ def log_end(trainer: pl.Trainer, cfg: DictConfig, figures: dict[str, dict[str, A
     trainer.logger.finalize("success")
 
 
-def save(
-    cfg: DictConfig,
-    run_dir: Path,
-    data: FaceDataModule,
-    network: GenderNet,
-    figures: dict[str, dict[str, Any]],
-    fitted: dict[str, float],
-) -> float:
-    """Write metrics.json and the model, show the figures, and return the one that a sweep ranks by."""
-    split = data.eval_splits[0]
-    objective = {"name": f"{split}/f1_macro", "value": figures[split]["f1_macro"]}
-    faces = data.faces
-    about = {"fingerprint": faces.fingerprint, "counts": faces.counts(), "skipped": faces.skipped}
-    write_json(run_dir / "metrics.json", {**figures, "objective": objective, "data": about, "fit": fitted})
-    weights = {"name": cfg.model.weights, "hash": network.backbone_hash()}
-    path = save_model(run_dir, network, data.preprocessing, {"weights": weights, "data": about, "metrics": figures})
-    for name, values in figures.items():
-        print(f"\n{report.classification_report(name, values)}")
-    if split == "val":
+def show(figures: dict[str, dict[str, Any]], model: Path, picture: str) -> None:
+    """The tables of a finished run, and the command that asks its model."""
+    for split, values in figures.items():
+        print(f"\n{report.classification_report(split, values)}")
+    if list(figures) == ["val"]:
         print("no people are held out (data.holdout=0): val/f1_macro is returned, so a sweep would choose on val")
-    picture = faces.splits["val"][0].path
-    print(f"\nsaved {path}\npython predict.py {shlex.quote(f'model={path}')} {shlex.quote(f'img={picture}')}")
-    return float(objective["value"])
+    command = shlex.join(["python", "predict.py", f"model={shown(model)}", f"img={shown(picture)}"])
+    print(f"\nsaved {shown(model)}\n{command}")
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")  # names that are not UTF-8 end no run
     main()

@@ -51,7 +51,7 @@ def save_model(folder: Path, network: GenderNet, preprocessing: Preprocessing, a
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write beside, then rename."""
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")  # ASCII in fact: others are escaped
     os.replace(unfinished, path)
 
 
@@ -64,12 +64,14 @@ def _version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     """Commit of this project's checkout, with a + if files were changed since; None outside of one."""
+    here = Path(__file__).parent
 
     def git(*words: str) -> str:
-        here = Path(__file__).parent
         return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent.resolve():
+            return None  # installed below somebody else's repository
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,12 +1,11 @@
 """From a file to an upright 8-bit RGB picture, whatever the file holds."""
 
 import os
-import warnings
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class PictureError(Exception):
@@ -28,11 +27,9 @@ def load_rgb(path: str | os.PathLike[str]) -> Image.Image:
             decompression bombs.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters is whether it decodes
-            with Image.open(path) as picture:
-                picture.load()
-                return _to_rgb(ImageOps.exif_transpose(picture))
+        with Image.open(path) as picture:
+            picture.load()
+            return _to_rgb(ImageOps.exif_transpose(picture))
     except MemoryError:
         raise PictureError("too large for this machine's memory") from None
     except Exception as error:  # Pillow's plugins raise nearly everything on damaged files
@@ -45,7 +42,9 @@ def load_rgb(path: str | os.PathLike[str]) -> Image.Image:
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # I;16, I;16B, and I as older Pillow reads 16-bit PNG
-        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
+        values = np.asarray(picture).clip(0, 65535)
+        eight_bit = picture.mode == "I" and values.max() <= 255  # a wide mode that holds 8-bit values
+        picture = Image.fromarray((values / (1 if eight_bit else 257)).round().astype(np.uint8))
     elif picture.mode == "F":
         values = np.asarray(picture)
         if not np.isfinite(values).all():

@@ -54,10 +54,8 @@ def f1_macro(counts: np.ndarray) -> np.ndarray:
     return np.divide(2 * hits, total, out=np.zeros(hits.shape), where=total > 0).mean(-1)
 
 
-def f1_macro_interval(
-    answers: np.ndarray, labels: np.ndarray, identities: Sequence[str], level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap of macro-F1 that draws people, with all their pictures, not pictures.
+def f1_macro_interval(answers: np.ndarray, labels: np.ndarray, identities: Sequence[str]) -> tuple[float, float]:
+    """95 % percentile bootstrap of macro-F1 that draws people, with all their pictures, not pictures.
 
     Pictures of one person are not independent, so drawing pictures would give too narrow an interval (Field and
     Welsh, 2007, "Bootstrapping clustered data").
@@ -66,8 +64,6 @@ def f1_macro_interval(
         answers: (N), 0 or 1.
         labels: (N), 0 or 1.
         identities: (N), who it is.
-        level: Share of the resamples inside the interval.
-        seed: Of the resampling.
 
     Returns:
         Its lower and upper end.
@@ -76,7 +72,7 @@ def f1_macro_interval(
     people = person.max() + 1
     cell = 4 * person + 2 * labels.astype(int) + answers.astype(int)
     of_person = np.bincount(cell, minlength=4 * people).reshape(people, 4)
-    rng = np.random.default_rng(seed)
-    drawn = [rng.multinomial(people, np.full(people, 1 / people)) @ of_person for _ in range(RESAMPLES)]
-    low, high = np.quantile(f1_macro(np.array(drawn).reshape(-1, 2, 2)), [(1 - level) / 2, (1 + level) / 2])
+    kinds, number = np.unique(of_person, axis=0, return_counts=True)  # people with equal counts are drawn as one kind
+    drawn = np.random.default_rng(0).multinomial(people, number / people, size=RESAMPLES) @ kinds
+    low, high = np.quantile(f1_macro(drawn.reshape(-1, 2, 2)), [0.025, 0.975])
     return float(low), float(high)

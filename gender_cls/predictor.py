@@ -8,12 +8,13 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from gender_cls import CLASSES
 from gender_cls.errors import UserError
 from gender_cls.images import PictureError, load_rgb
 from gender_cls.network import GenderNet, read_state_dict
-from gender_cls.transforms import Preprocessing
+from gender_cls.transforms import Preprocessing, Transform
 
 BATCH = 32
 
@@ -66,7 +67,7 @@ class Predictor:
         self.network.eval()
         facts = Path(model).with_suffix(".json")
         self.assumed_preprocessing = not facts.exists()
-        self.transform = (Preprocessing() if self.assumed_preprocessing else _preprocessing(facts)).evaluation()
+        self.transform = Preprocessing().evaluation() if self.assumed_preprocessing else _transform(facts)
 
     def predict(self, paths: Iterable[str]) -> Iterator[Prediction]:
         """Answer for each file in order; one that is no picture gets its error."""
@@ -92,11 +93,15 @@ class Predictor:
                 yield Prediction(path, p_male=next(probabilities))
 
 
-def _preprocessing(facts: Path) -> Preprocessing:
+def _transform(facts: Path) -> Transform:
     try:
-        values = json.loads(facts.read_text())["preprocessing"]
-        return Preprocessing(values["size"], values["interpolation"], tuple(values["mean"]), tuple(values["std"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values = json.loads(facts.read_text(encoding="utf-8"))["preprocessing"]
+        size, interpolation, mean, std = (values[key] for key in ("size", "interpolation", "mean", "std"))
+        transform = Preprocessing(size, interpolation, tuple(mean), tuple(std)).evaluation()
+        if transform(Image.new("RGB", (2, 2))).shape == (3, size, size):
+            return transform
+        raise ValueError(f"size {size}")
+    except Exception as error:  # whatever somebody wrote there
         raise UserError(
             f"{facts} does not say the model's preprocessing; mend it, or delete it to assume the recipe's"
         ) from error

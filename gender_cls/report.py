@@ -14,7 +14,6 @@ from gender_cls.checks import FaceSet
 from gender_cls.metrics import RESAMPLES, confusion, f1_macro_interval, scores
 from gender_cls.sources import Face
 
-Scores = dict[str, float]
 SHOWN = 20  # skipped pictures that are listed one by one
 
 
@@ -51,8 +50,8 @@ def evaluate(probabilities: torch.Tensor, faces: Sequence[Face]) -> dict[str, An
     answers = (probabilities > 0.5).long()
     people = [face.identity for face in faces]
     return {
-        **scores(probabilities, labels),
-        "f1_macro_ci95": f1_macro_interval(answers.numpy(), labels.numpy(), people),
+        **{name: round(value, 6) for name, value in scores(probabilities, labels).items()},
+        "f1_macro_ci95": [round(end, 6) for end in f1_macro_interval(answers.numpy(), labels.numpy(), people)],
         "pictures": len(faces),
         "people": len(set(people)),
         "confusion": confusion(answers.numpy(), labels.numpy()).tolist(),

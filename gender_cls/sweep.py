@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,18 @@ class SweepTable(Callback):
             write_csv(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the whole table."""
+        """Print the whole table, with the words that differ between jobs; the exit code is 1 if a job failed."""
         sweep = Path(config.hydra.sweep.dir)
         rows = write_csv(sweep)
+        same = set.intersection(*(set(row["overrides"].split()) for row in rows)) if len(rows) > 1 else set()
         header = list(rows[0]) if rows else []
-        print(f"\n{table(header, [list(row.values()) for row in rows])}\n{sweep / 'sweep.csv'}")
+        shown = [row | {"overrides": " ".join(w for w in row["overrides"].split() if w not in same)} for row in rows]
+        print(f"\n{table(header, [list(row.values()) for row in shown])}\n{sweep / 'sweep.csv'}")
         if rows and any("val" in str(row["ranked by"]) for row in rows):
             print("note: ranked on val, the split that is reported: the best row flatters; data.holdout=0.1 avoids it")
+        failed = sum(bool(row["error"]) for row in rows)
+        if failed:
+            sys.exit(f"{failed} of {len(rows)} jobs failed")
 
 
 def write_csv(sweep: Path) -> list[Row]:
@@ -48,7 +54,7 @@ def write_csv(sweep: Path) -> list[Row]:
         writer.writeheader()
         writer.writerows(rows)
     unfinished = sweep / f"sweep.csv.part-{os.getpid()}"
-    unfinished.write_text(text.getvalue())
+    unfinished.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace", newline="")
     os.replace(unfinished, sweep / "sweep.csv")
     return rows
 
@@ -59,7 +65,7 @@ def _row(job: Path) -> Row | None:
     row: Row = {"job": job.name, "overrides": overrides, "ranked by": "", "score": ""}
     row |= {f"val {name}": "" for name in SCORES} | {"error": ""}
     if (job / ERROR_FILE).exists():
-        return row | {"error": (job / ERROR_FILE).read_text().strip()}
+        return row | {"error": (job / ERROR_FILE).read_text(encoding="utf-8").strip()}
     if not (job / "metrics.json").exists():
         return None
     metrics = json.loads((job / "metrics.json").read_text())

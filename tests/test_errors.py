@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import ROOT, Run, script
 
@@ -104,7 +105,7 @@ def test_weights_that_can_not_be_downloaded(train: Run, fails: Fails, monkeypatc
         over.wait()
         raise OSError
 
-    monkeypatch.setattr(network, "DOWNLOAD_PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(network, "PROBE_SECONDS", 0.2)
     monkeypatch.setattr(network.urllib.request, "urlopen", hang)
     line = fails(train, "model.weights=IMAGENET1K_V1")
     over.set()
@@ -156,6 +157,17 @@ def test_a_pickle_is_never_executed(key: str, train: Run, fails: Fails, in_tmp: 
     assert not Path("executed").exists()
 
 
+def test_a_pickle_in_torchs_cache_directory_is_never_executed(
+    train: Run, fails: Fails, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(in_tmp))
+    cached = in_tmp / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(pickle.dumps(Evil()))
+    assert "would run code" in fails(train, "model.weights=IMAGENET1K_V1")
+    assert not Path("executed").exists()
+
+
 def test_a_damaged_file_of_weights(train: Run, fails: Fails, backbone_file: Path) -> None:
     Path("half.pth").write_bytes(backbone_file.read_bytes()[:100_000])
     assert "model.weights=half.pth is damaged" in fails(train, "model.weights=half.pth")
@@ -176,7 +188,22 @@ def test_a_checkpoint_of_another_architecture(train: Run, fails: Fails) -> None:
 def test_a_checkpoint_of_another_backbone(train: Run, fails: Fails, backbone_file: Path) -> None:
     run = train("trainer.max_epochs=1")
     line = fails(train, f"ckpt_path={run}/last.ckpt", f"model.weights={backbone_file}")
-    assert "other backbone weights" in line
+    assert "trained with another model.weights" in line
+
+
+@pytest.mark.parametrize(
+    "word", ["data.split_seed=1", "data.batch_size=4", "seed=1", "model.optimizer._target_=torch.optim.SGD"]
+)
+def test_a_checkpoint_of_other_settings(word: str, train: Run, fails: Fails) -> None:
+    """Else held-out people would be trained on, or the order would be another one."""
+    run = train("trainer.max_epochs=1")
+    line = fails(train, f"ckpt_path={run}/last.ckpt", "trainer.max_epochs=2", word)
+    assert f"trained with another {word.split('=')[0].removesuffix('._target_')}" in line
+
+
+def test_a_checkpoint_that_is_trained_to_its_end(train: Run, fails: Fails) -> None:
+    run = train("trainer.max_epochs=1")
+    assert "has its 1 epochs already" in fails(train, f"ckpt_path={run}/last.ckpt", "trainer.max_epochs=1")
 
 
 def test_what_is_no_checkpoint(train: Run, fails: Fails, backbone_file: Path) -> None:
@@ -211,6 +238,27 @@ def test_bad_values(train: Run, fails: Fails) -> None:
     assert "data.identity=(" in fails(train, "data.identity='('")
     assert "has no group" in fails(train, "data.identity='^x$'")
     assert "trainer.devices must be 1" in fails(train, "trainer.devices=2")
+    assert "data.csv has no value; give data.csv=FILE" in fails(train, "data=manifest")
+    for word in ("data.batch_size=oops", "data.size=0", "data.num_workers=-1", "seed=x", "trainer.max_epochs=0"):
+        assert f"{word}: give a whole number" in fails(train, word)
+    assert "Invalid learning rate: -1" in fails(train, "model.optimizer.lr=-1")
+    assert "diverged" in fails(train, "model.optimizer.lr=inf", "trainer.max_epochs=1")
+
+
+def test_pictures_that_go_missing_in_a_run(
+    faces: Path, train: Run, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some are left out; if a whole split goes, one line says so, also from worker processes."""
+    fit = pl.Trainer.fit
+
+    def remove_then_fit(*args: object, **kwargs: object) -> None:
+        for picture in faces.glob("val/*/*.jpg"):
+            picture.unlink()
+        fit(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pl.Trainer, "fit", remove_then_fit)
+    words = ("trainer.max_epochs=1", "data.num_workers=1", "data.holdout=0")
+    assert "not one picture of val can be read any more" in fails(train, f"data.root={faces}", *words)
 
 
 def test_a_demo_is_not_drawn_over_something_else(train: Run, fails: Fails) -> None:
@@ -226,6 +274,7 @@ def test_a_demo_is_not_drawn_over_something_else(train: Run, fails: Fails) -> No
         (("photo.jpg",), "'photo.jpg' is not img=PATH"),
         (("img=",), "'img=' is not img=PATH"),
         (("model=x",), "no picture is named"),
+        (("img=a", "model=x", "model=y"), "model= is given twice"),
         (("img=.", "model=x"), "img=. holds no file whose name ends like a picture's"),
     ],
 )
@@ -238,6 +287,17 @@ def test_bad_models_for_predict(in_tmp: Path, fails: Fails, backbone_file: Path,
     assert "fc.weight has shape (1000, 512), not (1, 512)" in line
     Path("m.pth").write_bytes((trained / "Binary_Classification_model.pth").read_bytes())
     Path("m.json").write_text("{}")
+    for text in (
+        '{"preprocessing": {"size": 0, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1]}}',
+        "x",
+    ):
+        Path("m.json").write_text(text)
+        assert "m.json does not say" in fails(script, "predict.py", "img=a.jpg", "model=m.pth")
+    state = torch.load("m.pth", weights_only=True)
+    state["fc.bias"] = torch.tensor([float("nan")])
+    torch.save(state, "nan.pth")
+    assert "fc.bias holds values that are not finite" in fails(script, "predict.py", "img=a.jpg", "model=nan.pth")
+    Path("m.json").write_text("{}")
     assert "m.json does not say the model's preprocessing" in fails(script, "predict.py", "img=a.jpg", "model=m.pth")
 
 
@@ -245,3 +305,14 @@ def test_an_out_that_can_not_be_written(in_tmp: Path, fails: Fails, trained: Pat
     picture = next(drawn.glob("val/male/*.jpg"))
     words = (f"img={picture}", f"model={trained}/Binary_Classification_model.pth", "out=no/such/folder.csv")
     assert "out=no/such/folder.csv: no such file or directory" in fails(script, "predict.py", *words)
+    Path("folder").mkdir()
+    assert "out=folder: is a directory" in fails(script, "predict.py", *words[:2], "out=folder")
+    assert list(Path().glob("*")) == [Path("folder")]
+
+
+def test_a_bad_word_by_the_real_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "predict.py", "photo.jpg"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: 'photo.jpg' is not img=PATH, model=FILE or out=FILE; see python predict.py --help\n"

@@ -22,6 +22,11 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     assert np.array_equal(found, np.arange(256))
 
 
+def test_wide_modes_may_hold_8_bit_values(tmp_path: Path) -> None:
+    Image.new("I", (2, 2), 128).save(tmp_path / "i.tif")
+    assert load_rgb(tmp_path / "i.tif").getpixel((0, 0)) == (128, 128, 128)
+
+
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert load_rgb(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)

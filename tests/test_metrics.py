@@ -61,15 +61,12 @@ def test_the_interval_draws_people_not_pictures() -> None:
 
 def test_the_interval_covers_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
-    labels = np.arange(4000) % 2
-    truth = float(f1_macro(confusion(np.where(rng.random(4000) < 0.85, labels, 1 - labels), labels)))
-    covered = 0
+    covered = 0  # of the true macro-F1, 0.85 where both classes are equal and 15 % of each are wrong
     for _ in range(100):
         labels = rng.integers(0, 2, 200)
         answers = np.where(rng.random(200) < 0.85, labels, 1 - labels)
         low, high = f1_macro_interval(answers, labels, [str(n) for n in range(200)])
         covered += low <= 0.85 <= high
-    assert truth == pytest.approx(0.85, abs=0.02)
     assert 88 <= covered <= 99
 
 

@@ -151,9 +151,10 @@ def test_an_old_out_stays_until_the_new_one_is_whole(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Predictor, "_answer", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="stopped"):
         script("predict.py", f"img={picture}", f"model={trained / MODEL}", "out=o.csv")
     assert Path("o.csv").read_text() == "old"
+    assert list(Path().glob("o.csv*")) == [Path("o.csv")]
 
 
 def test_any_picture_is_the_same_face(
