@@ -1,13 +1,17 @@
 """The demo as the README promises it, and the real FACECOM pictures where they are at hand."""
 
 import json
+import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY
 
 from gender_cls.checks import check
 from gender_cls.sources import folder
@@ -34,3 +38,30 @@ def test_facecom_is_what_it_is_known_to_be() -> None:
     people = {split: len({face.identity for face in members}) for split, members in faces.splits.items()}
     assert people == {"train": 877, "val": 250}
     assert (faces.skipped, faces.notes) == ([], [])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a process group")
+def test_ctrl_c_leaves_the_last_whole_epoch(drawn: Path, tmp_path: Path) -> None:
+    """The real command, its worker processes and the real signal."""
+    words = [f"data.root={drawn}", *TINY[:2], "data.num_workers=2", "trainer.accelerator=cpu", "model.weights=null"]
+    command = [sys.executable, str(ROOT / "train.py"), *words, "hydra.run.dir=runs/my run", "trainer.max_epochs=1000"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        for _ in range(600):
+            if (tmp_path / "runs" / "my run" / "last.ckpt").exists():
+                break
+            time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGINT)
+        said, warned = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "Traceback" not in warned
+    again = shlex.split(said.splitlines()[-1])
+    assert again[:2] == ["python", "train.py"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *again[2:-1], "trainer.max_epochs=1001", "+trainer.max_time=00:00:00:01"]
+        + [again[-1]],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
