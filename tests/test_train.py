@@ -199,9 +199,9 @@ def test_hydra_gets_the_score_of_dev_or_without_it_of_val(holdout: float, split:
 
 
 def test_a_sweep_ends_with_one_table(train: Run, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(
-        "-m", "model.optimizer.lr=1e-3,oops,1e-1", "trainer.max_epochs=2", "data.holdout=0.2", "hydra.sweep.dir=sweep"
-    )
+    words = ("trainer.max_epochs=2", "data.holdout=0.2", "hydra.sweep.dir=sweep")
+    with pytest.raises(SystemExit, match="1 of 3 jobs failed"):
+        train("-m", "model.optimizer.lr=1e-3,oops,1e-1", *words)
     with open("sweep/sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3
