@@ -150,7 +150,8 @@ class FaceDataModule(pl.LightningDataModule):
         not the first.
         """
         if self.trainer is not None:
-            self.sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+            progress: Any = self.trainer.fit_loop.epoch_progress.current  # Lightning types it too narrowly
+            self.sampler.set_epoch(progress.processed)
         return self._loader("train", sampler=self.sampler)
 
     def val_dataloader(self) -> list[DataLoader[Item | None]]:
