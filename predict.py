@@ -17,7 +17,6 @@ The exit code is 0 if every picture got an answer, else 1.
 """
 
 import csv
-import errno
 import io
 import os
 import sys
@@ -115,10 +114,10 @@ def written(answers: Iterator[Prediction], out: Path) -> Iterator[Prediction]:
     Raises:
         UserError: the table can't be written.
     """
+    if out.is_dir():
+        raise UserError(f"out={out}: is a directory; give a file that can be written")
     unfinished = out.with_name(f"{out.name}.part-{os.getpid()}")
     try:
-        if out.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with open(unfinished, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.writer(file)
             table.writerow(COLUMNS)
@@ -137,9 +136,7 @@ def written(answers: Iterator[Prediction], out: Path) -> Iterator[Prediction]:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        cast(io.TextIOWrapper, stream).reconfigure(
-            errors="backslashreplace"
-        )  # names that are not UTF-8 must not end the run
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")  # names that are not UTF-8 end no run
     warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; what matters is whether it decodes
     try:
         sys.exit(main(sys.argv[1:]))

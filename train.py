@@ -191,7 +191,7 @@ def check_checkpoint(ckpt_path: str, module: GenderModule, max_epochs: int) -> N
         raise UserError(f"{source} is no checkpoint of a run; give the last.ckpt of a run folder")
     module.on_load_checkpoint(checkpoint, source)
     done = checkpoint["epoch"] + 1
-    if 0 <= max_epochs <= done:
+    if max_epochs <= done:
         raise UserError(f"{source} has its {done} epochs already; give trainer.max_epochs above that to go on")
 
 

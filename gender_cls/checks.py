@@ -1,30 +1,25 @@
-"""What is to be known before training: which pictures can't be read, who is who, who goes where, what leaks.
-
-A person (`identity`) is never split over train, dev and val by this project.
-"""
+"""What is to be known before training: which pictures can't be read, who goes where, what leaks."""
 
 import hashlib
 import os
-import re
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, combinations, islice
 from pathlib import Path
-from statistics import median_low
 
 from tqdm import tqdm
 
 from gender_cls import CLASSES
 from gender_cls.errors import UserError
 from gender_cls.images import PictureError, load_rgb
-from gender_cls.sources import UNSPLIT, Face, Splits
+from gender_cls.people import name_people, split_people
+from gender_cls.sources import UNSPLIT, Splits
 
 MAX_BAD_SHARE = 0.05
-MIN_PEOPLE = 10  # fewer in a class: the pattern most likely took a camera's file name for a person
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ def check(
         val_share: Share of the pictures, by people, that becomes val, where the faces come unsplit.
         holdout: Share of the training pictures, by people, that becomes dev, where the faces bring none; 0 for none.
         split_seed: Who becomes val and dev.
-        cache: Folder of the memory; the user's cache folder by default.
+        cache: Folder of the memory; `$XDG_CACHE_HOME/gender_cls` or `~/.cache/gender_cls` by default.
 
     Raises:
         UserError: more than 5 % of a split can't be read, a class has no picture left, or a share is impossible.
@@ -97,86 +92,6 @@ def check(
         train, dev = split_people(good["train"], holdout, split_seed, "data.holdout")
         good = {"train": train, "dev": dev, "val": good["val"]}
     return FaceSet(good, sorted(reasons.items()), notes + _leaks(good), fingerprint)
-
-
-def split_people(faces: Sequence[Face], share: float, seed: int, key: str) -> tuple[list[Face], list[Face]]:
-    """Part faces by person, so that about `share` of each class's pictures go second.
-
-    Who goes is decided by a hash of the seed and the name alone, so that adding people moves few others. Someone with
-    more pictures than are still wanted stays, so that one person can't be most of the second part.
-
-    Args:
-        faces: With their identities.
-        share: In (0, 1).
-        seed: Of the hash.
-        key: Of the configuration, for errors.
-
-    Raises:
-        UserError: `share` is no share, or leaves a class without people on one side.
-    """
-    if not 0 < share < 1:
-        raise UserError(f"{key}={share} is no share of the people; give a number above 0 and below 1, such as 0.1")
-    pictures: dict[str, list[int]] = defaultdict(list)
-    for face in faces:
-        pictures[face.identity].append(face.label)
-
-    def rank(person: str) -> bytes:
-        return hashlib.blake2b(f"{seed}:{person}".encode(errors="surrogateescape")).digest()
-
-    taken: set[str] = set()
-    for label in range(len(CLASSES)):  # someone filed under both labels counts where most of the pictures are
-        people = sorted((who for who, labels in pictures.items() if median_low(labels) == label), key=rank)
-        left = share * sum(len(pictures[who]) for who in people)
-        for who in people:
-            if len(pictures[who]) <= left:
-                taken.add(who)
-                left -= len(pictures[who])
-        if people and not taken & set(people):
-            taken.add(min(people, key=lambda who: len(pictures[who])))
-    first = [face for face in faces if face.identity not in taken]
-    second = [face for face in faces if face.identity in taken]
-    if any({face.label for face in part} != {0, 1} for part in (first, second)):
-        raise UserError(f"{key}={share} leaves a class without people on one side; give another share or more people")
-    return first, second
-
-
-def name_people(splits: Splits, pattern: str | None) -> tuple[Splits, list[str]]:
-    """Name the person of each face that has no identity yet.
-
-    Args:
-        splits: Faces by split.
-        pattern: Regular expression on the file name without its ending; its first group is the person. A name that
-            does not match, and every picture where `pattern` is None, is a person of its own, named by its content.
-
-    Returns:
-        The faces with their identities, and notes. If a class has fewer than ten people that way, each picture is
-        treated as a person and a note says so.
-
-    Raises:
-        UserError: `pattern` is no regular expression with a group.
-    """
-    try:
-        regex = re.compile(pattern) if pattern is not None else None
-    except re.error as error:
-        raise UserError(f"data.identity={pattern} is no regular expression: {error}; null turns it off") from error
-    if regex is not None and regex.groups < 1:
-        raise UserError(f"data.identity={pattern} has no group (...) around the person's name; null turns it off")
-
-    def person(face: Face, use: re.Pattern[str] | None) -> str:
-        found = use.search(os.path.splitext(os.path.basename(face.path))[0]) if use else None
-        return face.identity or (found.group(1) if found else face.digest)
-
-    notes = []
-    for label, name in enumerate(CLASSES):
-        pictures = [face for faces in splits.values() for face in faces if face.label == label and not face.identity]
-        people = {person(face, regex) for face in pictures}
-        if len(people) < min(MIN_PEOPLE, len(pictures)):
-            notes.append(
-                f"data.identity finds only {len(people)} people in {len(pictures)} {name} pictures, fewer than "
-                f"{MIN_PEOPLE}: each picture is treated as a person of its own"
-            )
-    use = None if notes else regex
-    return {split: [replace(f, identity=person(f, use)) for f in faces] for split, faces in splits.items()}, notes
 
 
 def _fingerprint(splits: Splits) -> str:
@@ -206,8 +121,7 @@ def _leaks(splits: Splits) -> list[str]:
     return notes
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/gender_cls`, or `~/.cache/gender_cls`."""
+def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gender_cls"
 
 
@@ -216,7 +130,7 @@ def _read_all(paths: Iterable[str], cache: str | os.PathLike[str] | None) -> tup
     digests: dict[str, str] = {}
     reasons: dict[str, str] = {}
     unread: dict[str, bytes] = {}
-    memory = _Memory(Path(cache or cache_folder()))
+    memory = _Memory(Path(cache or _cache_folder()))
     for path in paths:
         try:
             state = os.stat(path)

@@ -57,12 +57,10 @@ def folder(root: str | os.PathLike[str]) -> Splits:
 def _list_split(directory: Path) -> list[Face]:
     if not directory.is_dir():
         raise UserError(f"{directory} is missing; data.root must hold train/ and val/, each with female/ and male/")
-    others = sorted(
-        entry.name for entry in directory.iterdir() if entry.is_dir() and entry.name not in (*CLASSES, "__MACOSX")
-    )
-    others = [name for name in others if not name.startswith(".")]
+    names = {entry.name for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    others = names - {*CLASSES, "__MACOSX"}  # the latter is what unpacking leaves
     if others:
-        raise UserError(f"{directory} holds the folder {others[0]!r}; only female/ and male/ can be there: rename it")
+        raise UserError(f"{directory} holds the folder {min(others)!r}; only female/ and male/ can be there: rename it")
     faces = []
     for label, name in enumerate(CLASSES):
         if not (directory / name).is_dir():
@@ -103,14 +101,15 @@ def manifest(path: str | os.PathLike[str]) -> Splits:
         faces[split].append(Face(picture, CLASSES.index(label), identity, group))
     if missing:
         raise UserError(f"{missing[0]} ({len(missing)} missing in all); paths are relative to the CSV's folder")
-    for split in faces if UNSPLIT in faces else ("train", *sorted({"dev"} & set(faces)), "val"):
-        absent = {0, 1} - {face.label for face in faces.get(split, [])}
+    if not faces:
+        raise UserError(f"{path} has no row below its first line; add pictures")
+    splits = [UNSPLIT] if UNSPLIT in faces else [s for s in ("train", "dev", "val") if s != "dev" or s in faces]
+    for split in splits:
+        absent = {0, 1} - {face.label for face in faces[split]}
         if absent:
             where = "" if split == UNSPLIT else f" in {split}"
             raise UserError(f"{path} has no {CLASSES[min(absent)]} picture{where}; both labels are needed")
-    if not faces:
-        raise UserError(f"{path} has no row below its first line; add pictures")
-    return {split: faces[split] for split in (UNSPLIT, "train", "dev", "val") if split in faces}
+    return {split: faces[split] for split in splits}
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:

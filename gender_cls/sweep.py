@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,16 @@ class SweepTable(Callback):
         """Print the whole table, with the words that differ between jobs; the exit code is 1 if a job failed."""
         sweep = Path(config.hydra.sweep.dir)
         rows = write_csv(sweep)
-        same = set.intersection(*(set(row["overrides"].split()) for row in rows)) if len(rows) > 1 else set()
-        header = list(rows[0]) if rows else []
-        shown = [row | {"overrides": " ".join(w for w in row["overrides"].split() if w not in same)} for row in rows]
-        print(f"\n{table(header, [list(row.values()) for row in shown])}\n{sweep / 'sweep.csv'}")
-        if rows and any("val" in str(row["ranked by"]) for row in rows):
+        if not rows:
+            return
+        words = [shlex.split(row["overrides"]) for row in rows]
+        same = set.intersection(*map(set, words)) if len(rows) > 1 else set()
+        shown = [
+            row | {"overrides": shlex.join(word for word in of_job if word not in same)}
+            for row, of_job in zip(rows, words)
+        ]
+        print(f"\n{table(list(rows[0]), [list(row.values()) for row in shown])}\n{sweep / 'sweep.csv'}")
+        if any("val" in str(row["ranked by"]) for row in rows):
             print("note: ranked on val, the split that is reported: the best row flatters; data.holdout=0.1 avoids it")
         failed = sum(bool(row["error"]) for row in rows)
         if failed:
@@ -48,11 +54,12 @@ def write_csv(sweep: Path) -> list[Row]:
     jobs = [path.parent.parent for path in sweep.glob("*/.hydra/overrides.yaml")]
     rows = [row for job in sorted(jobs, key=lambda job: (len(job.name), job.name)) if (row := _row(job))]
     rows.sort(key=lambda row: -row["score"] if isinstance(row["score"], float) else math.inf)
+    if not rows:  # stopped in the first job
+        return rows
     text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
     unfinished = sweep / f"sweep.csv.part-{os.getpid()}"
     unfinished.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace", newline="")
     os.replace(unfinished, sweep / "sweep.csv")
@@ -61,7 +68,7 @@ def write_csv(sweep: Path) -> list[Row]:
 
 def _row(job: Path) -> Row | None:
     """None for a job that has not ended."""
-    overrides = " ".join(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
+    overrides = shlex.join(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
     row: Row = {"job": job.name, "overrides": overrides, "ranked by": "", "score": ""}
     row |= {f"val {name}": "" for name in SCORES} | {"error": ""}
     if (job / ERROR_FILE).exists():

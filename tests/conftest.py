@@ -107,7 +107,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a finished run by the real command, which is the only one that starts a process of its own."""
+    """The folder of a run by the real command; what it said lies in stdout.txt and stderr.txt beside runs/."""
     where = tmp_path_factory.mktemp("trained")
     words = (f"data.root={drawn}", "model.weights=null", "trainer.max_epochs=2", "data.holdout=0.2", *TINY)
     done = subprocess.run(

@@ -76,7 +76,7 @@ def test_a_missing_split(faces: Path, train: Run, fails: Fails) -> None:
         ("path,label,split\na.jpg,male,test\n", "line 2: split 'test'; a split is train, dev or val"),
         ("path,label\n,male\n", "line 2: path or label is empty"),
         ("path,label\na.jpg\n", "line 2: path or label is empty"),
-        ("path,label\n", "has no"),
+        ("path,label\n", "has no row below its first line"),
         ("", "no column 'path' (found: nothing)"),
     ],
 )
@@ -286,19 +286,19 @@ def test_bad_models_for_predict(in_tmp: Path, fails: Fails, backbone_file: Path,
     line = fails(script, "predict.py", "img=a.jpg", f"model={backbone_file}")
     assert "fc.weight has shape (1000, 512), not (1, 512)" in line
     Path("m.pth").write_bytes((trained / "Binary_Classification_model.pth").read_bytes())
-    Path("m.json").write_text("{}")
     for text in (
+        "{}",
         '{"preprocessing": {"size": 0, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1]}}',
         "x",
     ):
         Path("m.json").write_text(text)
-        assert "m.json does not say" in fails(script, "predict.py", "img=a.jpg", "model=m.pth")
+        assert "m.json does not say the model's preprocessing" in fails(
+            script, "predict.py", "img=a.jpg", "model=m.pth"
+        )
     state = torch.load("m.pth", weights_only=True)
     state["fc.bias"] = torch.tensor([float("nan")])
     torch.save(state, "nan.pth")
     assert "fc.bias holds values that are not finite" in fails(script, "predict.py", "img=a.jpg", "model=nan.pth")
-    Path("m.json").write_text("{}")
-    assert "m.json does not say the model's preprocessing" in fails(script, "predict.py", "img=a.jpg", "model=m.pth")
 
 
 def test_an_out_that_can_not_be_written(in_tmp: Path, fails: Fails, trained: Path, drawn: Path) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from gender_cls import checks
-from gender_cls.checks import check, name_people, split_people
+from gender_cls.checks import check
 from gender_cls.errors import UserError
+from gender_cls.people import name_people, split_people
 from gender_cls.sources import UNSPLIT, Face, demo, folder, manifest
 
 PATTERN = r"^(.+)_\d{4}$"
