@@ -19,18 +19,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from gender_cls import report
+from gender_cls import cache_folder, report
 from gender_cls.checks import check
 from gender_cls.datamodule import FaceDataModule
 from gender_cls.errors import UserError
 from gender_cls.export import save_model, write_json
+from gender_cls.features import Extractor
 from gender_cls.module import GenderModule
 from gender_cls.network import GenderNet, safe_load
 from gender_cls.sources import Splits
 from gender_cls.sweep import ERROR_FILE
-from gender_cls.transforms import Preprocessing
+from gender_cls.transforms import Preprocessing, Views
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -80,8 +82,9 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     splits = instantiate(cfg.data.source)
     network = GenderNet(cfg.model.weights)
     data = make_data(cfg, splits)
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     words = HydraConfig.get().overrides.task
-    if HydraConfig.get().mode == RunMode.RUN or HydraConfig.get().job.num == 0:  # once in a sweep
+    if not in_sweep or HydraConfig.get().job.num == 0:
         print(report.describe_data(data.faces))
     module = GenderModule(
         network,
@@ -92,29 +95,33 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
         eval_splits=data.eval_splits,
         settings=settings(cfg, data),
     )
-    trainer = instantiate(
-        cfg.trainer,
-        callbacks=list(instantiate(cfg.callbacks).values()),
-        logger=instantiate(cfg.logger),
-        default_root_dir=run_dir,
-    )
-    if trainer.world_size > 1:
-        raise UserError("trainer.devices must be 1: the order of the draws is one device's")
+    short = in_sweep and cfg.views > 0  # the best head is had again in seconds, so only figures are written
+    trainer = make_trainer(cfg, run_dir, checkpoints=not short)
     if cfg.ckpt_path:
-        check_checkpoint(cfg.ckpt_path, module, trainer.max_epochs)
-    log_start(trainer, data)
+        check_checkpoint(cfg.ckpt_path, module, cfg.trainer.max_epochs)
+    if cfg.views:
+        folder = cfg.features.dir or cache_folder()
+        how = {key: cfg.features[key] for key in ("precision", "dtype", "engine")}
+        extractor = Extractor(network, data.views, folder, **how, device=trainer.strategy.root_device)
+        data.compute_features(extractor, cfg.views)
+    if not short:
+        log_start(trainer, data)
     started = time.monotonic()
     fit(trainer, module, data, cfg.ckpt_path, words)
     fitted = {"epochs": trainer.current_epoch, "seconds": round(time.monotonic() - started, 1)}
     figures = evaluate(trainer, module, data)
-    log_end(trainer, cfg, figures)
+    log_end(trainer, cfg, figures, pictures=not short)
     split = data.eval_splits[0]
     objective = {"name": f"{split}/f1_macro", "value": figures[split]["f1_macro"]}
     facts = {"fingerprint": data.faces.fingerprint, "counts": data.faces.counts(), "skipped": data.faces.skipped}
     write_json(run_dir / "metrics.json", {**figures, "objective": objective, "data": facts, "fit": fitted})
-    weights = {"name": cfg.model.weights, "hash": network.backbone_hash()}
-    about = {"weights": weights, "data": facts, "metrics": figures}
-    show(figures, save_model(run_dir, network, data.preprocessing, about), data.faces.splits["val"][0].path)
+    show(figures)
+    if not short:
+        weights = {"name": cfg.model.weights, "hash": network.backbone_hash()}
+        about = {"weights": weights, "data": facts, "metrics": figures}
+        model = save_model(run_dir, network, data.views.preprocessing, about)
+        ask = ["python", "predict.py", f"model={shown(model)}", f"img={shown(data.faces.splits['val'][0].path)}"]
+        print(f"\nsaved {shown(model)}\n{shlex.join(ask)}")
     return float(objective["value"])
 
 
@@ -126,11 +133,24 @@ def check_values(cfg: DictConfig) -> None:
     """
     if OmegaConf.is_missing(cfg.data, "csv"):
         raise UserError("data.csv has no value; give data.csv=FILE")
-    least = {"seed": 0, "data.batch_size": 1, "data.num_workers": 0, "data.size": 1, "trainer.max_epochs": 1}
+    least = {
+        "seed": 0,
+        "views": 0,
+        "data.batch_size": 1,
+        "data.num_workers": 0,
+        "data.size": 1,
+        "trainer.max_epochs": 1,
+    }
     for key, low in least.items():
         value = OmegaConf.select(cfg, key)
+        if key == "data.num_workers" and value is None:
+            continue
         if not isinstance(value, int) or value < low:
             raise UserError(f"{key}={value}: give a whole number of at least {low}")
+    choices = {"precision": ("auto", "bf16", "fp32"), "dtype": ("float16", "float32"), "engine": ("torch", "openvino")}
+    for key, known in choices.items():
+        if cfg.features[key] not in known:
+            raise UserError(f"features.{key}={cfg.features[key]}: give {' or '.join(known)}")
 
 
 def quieten() -> None:
@@ -148,16 +168,8 @@ def quieten() -> None:
 def make_data(cfg: DictConfig, splits: Splits) -> FaceDataModule:
     """Check and split the faces and make the loaders."""
     faces = check(splits, cfg.data.identity, cfg.data.val_share, cfg.data.holdout, cfg.data.split_seed)
-    return FaceDataModule(
-        faces,
-        Preprocessing(size=cfg.data.size),
-        cfg.data.augment,
-        batch_size=cfg.data.batch_size,
-        num_workers=cfg.data.num_workers,
-        balanced_sampler=cfg.data.balanced_sampler,
-        seed=cfg.seed,
-        view_seed=cfg.data.view_seed,
-    )
+    views = Views(Preprocessing(size=cfg.data.size), **plain(cfg.data.augment), seed=cfg.data.view_seed)
+    return FaceDataModule(faces, views, cfg.data.batch_size, cfg.data.num_workers, cfg.data.balanced_sampler, cfg.seed)
 
 
 def settings(cfg: DictConfig, data: FaceDataModule) -> dict[str, Any]:
@@ -166,6 +178,8 @@ def settings(cfg: DictConfig, data: FaceDataModule) -> dict[str, Any]:
     return {
         "data": data.faces.fingerprint,
         "seed": cfg.seed,
+        "views": cfg.views,
+        **{f"features.{key}": cfg.features[key] for key in ("precision", "dtype", "engine") if cfg.views},
         **{f"data.{key}": plain(cfg.data)[key] for key in keys},
         "model.class_weight": cfg.model.class_weight,
         "model.optimizer": cfg.model.optimizer["_target_"],
@@ -175,6 +189,25 @@ def settings(cfg: DictConfig, data: FaceDataModule) -> dict[str, Any]:
 def plain(node: DictConfig) -> dict[str, Any]:
     """Python's own dicts and lists, which a checkpoint may hold and TensorBoard can show."""
     return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+
+
+def make_trainer(cfg: DictConfig, run_dir: Path, checkpoints: bool) -> pl.Trainer:
+    """Lightning's trainer.
+
+    Raises:
+        UserError: more than one device is asked for.
+    """
+    callbacks = [c for c in instantiate(cfg.callbacks).values() if checkpoints or not isinstance(c, Checkpoint)]
+    trainer = instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=instantiate(cfg.logger),
+        default_root_dir=run_dir,
+        enable_checkpointing=checkpoints,
+    )
+    if trainer.world_size > 1:
+        raise UserError("trainer.devices must be 1: the order of the draws is one device's")
+    return trainer
 
 
 def check_checkpoint(ckpt_path: str, module: GenderModule, max_epochs: int) -> None:
@@ -256,15 +289,21 @@ def log_start(trainer: pl.Trainer, data: FaceDataModule) -> None:
         trainer.logger.experiment.add_text("train/views_labels", ", ".join(names))
 
 
-def log_end(trainer: pl.Trainer, cfg: DictConfig, figures: dict[str, dict[str, Any]]) -> None:
-    """TensorBoard: confusion matrices, and HPARAMS with the final metrics."""
+def log_end(trainer: pl.Trainer, cfg: DictConfig, figures: dict[str, dict[str, Any]], pictures: bool) -> None:
+    """TensorBoard: HPARAMS with the final metrics, and confusion matrices as pictures."""
     if not isinstance(trainer.logger, TensorBoardLogger):
         return
-    for split, values in figures.items():
+    for split, values in figures.items() if pictures else ():
         figure = report.confusion_figure(split, values)
         trainer.logger.experiment.add_figure(f"{split}/confusion", figure, trainer.global_step)
     data = {key: plain(cfg.data)[key] for key in ("batch_size", "balanced_sampler", "augment", "size", "holdout")}
-    chosen = {"seed": cfg.seed, "max_epochs": cfg.trainer.max_epochs, "model": plain(cfg.model), "data": data}
+    chosen = {
+        "seed": cfg.seed,
+        "max_epochs": cfg.trainer.max_epochs,
+        "views": cfg.views,
+        "model": plain(cfg.model),
+        "data": data,
+    }
     metrics = {
         f"final/{s}_{n}": v[n] for s, v in figures.items() for n in ("f1_macro", "f1_female", "f1_male", "accuracy")
     }
@@ -272,14 +311,12 @@ def log_end(trainer: pl.Trainer, cfg: DictConfig, figures: dict[str, dict[str, A
     trainer.logger.finalize("success")
 
 
-def show(figures: dict[str, dict[str, Any]], model: Path, picture: str) -> None:
-    """The tables of a finished run, and the command that asks its model."""
+def show(figures: dict[str, dict[str, Any]]) -> None:
+    """The tables of a finished run."""
     for split, values in figures.items():
         print(f"\n{report.classification_report(split, values)}")
     if list(figures) == ["val"]:
         print("no people are held out (data.holdout=0): val/f1_macro is returned, so a sweep would choose on val")
-    command = shlex.join(["python", "predict.py", f"model={shown(model)}", f"img={shown(picture)}"])
-    print(f"\nsaved {shown(model)}\n{command}")
 
 
 if __name__ == "__main__":

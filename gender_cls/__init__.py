@@ -1,3 +1,11 @@
 """Female or male in face pictures: a frozen ResNet-18 and one linear layer on top."""
 
+import os
+from pathlib import Path
+
 CLASSES = ("female", "male")  # the index is the label, as ImageFolder sorts the folders
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be computed again: `$XDG_CACHE_HOME/gender_cls`, or below `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gender_cls"

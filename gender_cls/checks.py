@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gender_cls import CLASSES
+from gender_cls import CLASSES, cache_folder
 from gender_cls.errors import UserError
 from gender_cls.images import PictureError, load_rgb
 from gender_cls.people import name_people, split_people
@@ -121,16 +121,12 @@ def _leaks(splits: Splits) -> list[str]:
     return notes
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gender_cls"
-
-
 def _read_all(paths: Iterable[str], cache: str | os.PathLike[str] | None) -> tuple[dict[str, str], dict[str, str]]:
     """Digest of each picture that decodes, and the reason for each that does not (those are tried at every start)."""
     digests: dict[str, str] = {}
     reasons: dict[str, str] = {}
     unread: dict[str, bytes] = {}
-    memory = _Memory(Path(cache or _cache_folder()))
+    memory = _Memory(Path(cache or cache_folder()))
     for path in paths:
         try:
             state = os.stat(path)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,19 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler, default
 
 from gender_cls import CLASSES
 from gender_cls.checks import FaceSet
+from gender_cls.features import Extractor, Wanted
 from gender_cls.images import PictureError, load_rgb
 from gender_cls.sources import Face
-from gender_cls.transforms import Preprocessing, Transform, derive_seed, seeded
+from gender_cls.store import Store
+from gender_cls.transforms import EVALUATION, Views, derive_seed
 
 log = logging.getLogger(__name__)
 
+EVALUATION_BATCH = 4096  # of features: a step costs more than what it computes
+
+Key = int | tuple[int, int]  # index in the split and, of a training view, the number of the draw
 Item = tuple[torch.Tensor, float, int]  # view (3, size, size), label 0.0 or 1.0, index in the split
+Batch = list[torch.Tensor]  # views (N, 3, size, size) or features (N, 512), labels (N), indices (N); N may be 0
 
 
 class FaceDataset(Dataset[Item | None]):
@@ -28,40 +34,66 @@ class FaceDataset(Dataset[Item | None]):
 
     Args:
         faces: Of the split.
-        transform: From picture to tensor.
-        view_seed: Together with a picture's content and the number of its draw it decides what is random in a view.
+        views: Of each.
     """
 
-    def __init__(self, faces: Sequence[Face], transform: Transform, view_seed: int = 0) -> None:
+    def __init__(self, faces: Sequence[Face], views: Views) -> None:
         self.paths = np.array([os.fsencode(face.path) for face in faces])
         self.digests = np.array([face.digest.encode() for face in faces])
         self.labels = np.array([face.label for face in faces], dtype=np.int8)
-        self.transform = transform
-        self.view_seed = view_seed
+        self.views = views
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Item | None:
-        """The view of (index, draw), or of the first draw; None if the file has become unreadable since the check."""
-        index, draw = key if isinstance(key, tuple) else (key, 0)
+    def __getitem__(self, key: Key) -> Item | None:
+        """The view of a draw, or the evaluation view; None if the file has become unreadable since the check."""
+        index, draw = key if isinstance(key, tuple) else (key, EVALUATION)
         path = os.fsdecode(self.paths[index])
         try:
             picture = load_rgb(path)
         except PictureError as error:
             log.warning("left out: %s: %s", path, error)
             return None
-        view = seeded(self.transform, picture, "view", self.view_seed, self.digests[index].decode(), draw)
-        return view, float(self.labels[index]), index
+        view = self.views(picture, self.digests[index].decode(), [draw])[0]
+        return self.views.preprocessing.normalize(view), float(self.labels[index]), index
 
 
-def collate(items: Sequence[Item | None]) -> list[torch.Tensor]:
-    """Views (N, 3, size, size), labels (N) and indices (N) of the items that could be read; N may be 0."""
+def collate(items: Sequence[Item | None]) -> Batch:
+    """A batch of the items that could be read."""
     read = [item for item in items if item is not None]
     if not read:
         return [torch.empty(0, 3, 1, 1), torch.empty(0), torch.empty(0, dtype=torch.int64)]
     views, labels, indices = default_collate(read)
     return [views, labels.float(), indices]
+
+
+class FeatureDataset(Dataset[Item]):
+    """Stored features in the place of the views of `FaceDataset`; draw d reads training view d mod K.
+
+    Args:
+        faces: Whose features these are.
+        store: That holds them.
+        number: K, of stored training views; 0 if there is the evaluation view only.
+    """
+
+    def __init__(self, faces: FaceDataset, store: Store, number: int) -> None:
+        self.labels = torch.from_numpy(faces.labels).float()
+        self.store = store
+        columns = [*range(number), EVALUATION]
+        self.places = np.stack([store.find(faces.digests, column) for column in columns], axis=1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """A whole batch at once, of those that are stored: what could not be read is not."""
+        number = self.places.shape[1] - 1
+        draws = [(key[0], key[1] % number) if isinstance(key, tuple) else (key, number) for key in keys]
+        indices, columns = np.array(draws).T
+        places = self.places[indices, columns]
+        stored = torch.from_numpy(indices[places >= 0])
+        return [self.store.read(places[places >= 0]), self.labels[stored], stored]
 
 
 class DrawSampler(WeightedRandomSampler):
@@ -103,47 +135,55 @@ class DrawSampler(WeightedRandomSampler):
 
 
 class FaceDataModule(pl.LightningDataModule):
-    """Loaders of a checked set of faces.
+    """Loaders of a checked set of faces: of their views, or after `compute_features` of stored features.
 
     Args:
         faces: With the splits train, val and perhaps dev.
-        preprocessing: Of every picture.
-        augment: Arguments of `Preprocessing.training`.
+        views: Of every picture.
         batch_size: Pictures a step.
-        num_workers: Processes that decode and augment; 0 does it in the main process. Results do not depend on it.
+        num_workers: Processes that decode and augment, and on a CPU run the frozen backbone; 0 does it in the main
+            process, None takes one a core. Results do not depend on it.
         balanced_sampler: Draw both classes equally often (weights 1 / class count); otherwise all pictures alike.
         seed: Of the order of the training pictures.
-        view_seed: Of what is random in their views.
     """
 
     def __init__(
         self,
         faces: FaceSet,
-        preprocessing: Preprocessing,
-        augment: Mapping[str, Any],
+        views: Views,
         batch_size: int,
-        num_workers: int = 0,
+        num_workers: int | None = 0,
         balanced_sampler: bool = True,
         seed: int = 0,
-        view_seed: int = 0,
     ) -> None:
         super().__init__()
         self.faces = faces
-        self.preprocessing = preprocessing
+        self.views = views
         self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.num_workers = torch.get_num_threads() if num_workers is None else num_workers
         self.eval_splits = [split for split in faces.splits if split != "train"]
-        training = preprocessing.training(**augment)
-        self.datasets = {
-            split: FaceDataset(members, training if split == "train" else preprocessing.evaluation(), view_seed)
-            for split, members in faces.splits.items()
-        }
-        labels = self.datasets["train"].labels
+        self.pictures = {split: FaceDataset(members, views) for split, members in faces.splits.items()}
+        self.features: dict[str, FeatureDataset] = {}
+        labels = self.pictures["train"].labels
         self.class_counts = np.bincount(labels, minlength=len(CLASSES)).tolist()
         weights = 1 / np.array(self.class_counts)[labels] if balanced_sampler else np.ones(len(labels))
         self.sampler = DrawSampler(weights.tolist(), seed)
 
-    def train_dataloader(self) -> DataLoader[Item | None]:
+    def compute_features(self, extractor: Extractor, number: int) -> None:
+        """Have the features of all pictures in their evaluation view and of `number` training views, and load those."""
+        wanted: Wanted = {}
+        for split, pictures in self.pictures.items():
+            columns = (*range(number), EVALUATION) if split == "train" else (EVALUATION,)
+            for path, digest in zip(pictures.paths.tolist(), pictures.digests.tolist()):
+                if digest not in wanted or split == "train":
+                    wanted[digest] = os.fsdecode(path), columns
+        extractor.compute(wanted, self.num_workers)
+        self.features = {
+            split: FeatureDataset(pictures, extractor.store, number if split == "train" else 0)
+            for split, pictures in self.pictures.items()
+        }
+
+    def train_dataloader(self) -> DataLoader[Any]:
         """Weighted draws of augmented views.
 
         With worker processes Lightning starts to read before it tells the sampler the epoch, which after a resume is
@@ -154,15 +194,18 @@ class FaceDataModule(pl.LightningDataModule):
             self.sampler.set_epoch(progress.processed)
         return self._loader("train", sampler=self.sampler)
 
-    def val_dataloader(self) -> list[DataLoader[Item | None]]:
+    def val_dataloader(self) -> list[DataLoader[Any]]:
         """A loader for each of `eval_splits`, in the order of the faces."""
         return [self._loader(split) for split in self.eval_splits]
 
     predict_dataloader = val_dataloader
 
-    def _loader(self, split: str, **kwargs: Any) -> DataLoader[Item | None]:
+    def _loader(self, split: str, **kwargs: Any) -> DataLoader[Any]:
+        if self.features:
+            size = self.batch_size if split == "train" else max(self.batch_size, EVALUATION_BATCH)
+            return DataLoader(self.features[split], batch_size=size, collate_fn=_whole, **kwargs)
         return DataLoader(
-            self.datasets[split],
+            self.pictures[split],
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -175,7 +218,12 @@ class FaceDataModule(pl.LightningDataModule):
         """The first training views of epoch 0 as RGB in 0..1 (N, 3, size, size), and their class names."""
         self.sampler.set_epoch(0)
         keys = [key for key, _ in zip(self.sampler, range(number))]
-        items = [item for item in map(self.datasets["train"].__getitem__, keys) if item is not None]
-        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (self.preprocessing.mean, self.preprocessing.std))
+        items = [item for item in map(self.pictures["train"].__getitem__, keys) if item is not None]
+        preprocessing = self.views.preprocessing
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (preprocessing.mean, preprocessing.std))
         views = torch.stack([view for view, _, _ in items]) * std + mean
         return views.clamp(0, 1), [CLASSES[int(label)] for _, label, _ in items]
+
+
+def _whole(batch: Batch) -> Batch:
+    return batch  # `FeatureDataset` gives no items to collate

@@ -14,7 +14,7 @@ from gender_cls.errors import UserError
 from gender_cls.metrics import collection
 from gender_cls.network import GenderNet
 
-Batch = list[torch.Tensor]  # views (N, 3, H, W), labels (N), indices (N)
+Batch = list[torch.Tensor]  # what GenderNet takes (N, ...), labels (N), indices (N)
 
 
 class GenderModule(pl.LightningModule):
@@ -50,9 +50,9 @@ class GenderModule(pl.LightningModule):
         self.settings = {**(settings or {}), "model.weights": network.backbone_hash()}
         self.strict_loading = False  # a checkpoint holds what was trained, see on_save_checkpoint
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (N), float32 also under bf16, of normalised images (N, 3, H, W)."""
-        return self.network(images).float()
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits (N), float32 also under bf16, of what GenderNet takes."""
+        return self.network(inputs).float()
 
     def metrics(self, split: str) -> MetricCollection:
         """What is counted of one of `eval_splits` in this epoch."""
@@ -60,21 +60,32 @@ class GenderModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
         """The loss of one batch; None, which skips the step, where not one of its pictures could be read."""
-        views, labels, _ = batch
+        inputs, labels, _ = batch
         if not len(labels):
             return None
-        loss = self._loss(self(views), labels)
-        self.log("train/loss_step", loss, prog_bar=True)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        loss = self._loss(self(inputs), labels)
+        self._loss_sum += loss.detach() * len(labels)
+        self._loss_count += len(labels)
+        if (self.global_step + 1) % cast(int, self.trainer.log_every_n_steps) == 0:
+            self.log("train/loss_step", loss, prog_bar=True)
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Start the sum of the losses anew."""
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._loss_count = 0
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss of the epoch. To log each step, as `self.log(on_epoch=True)` does, takes as long as it."""
+        self.log("train/loss", self._loss_sum / max(1, self._loss_count))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and metrics of one batch of `eval_splits[dataloader_idx]`."""
-        views, labels, _ = batch
+        inputs, labels, _ = batch
         if not len(labels):
             return
         split = self.eval_splits[dataloader_idx]
-        logits = self(views)
+        logits = self(inputs)
         loss = self._loss(logits, labels)
         self.log(f"{split}/loss", loss, add_dataloader_idx=False, batch_size=len(labels))
         self.metrics(split).update((logits.sigmoid() > 0.5).long(), labels.long())
@@ -89,8 +100,8 @@ class GenderModule(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Probabilities of male (N) and the indices (N) of the pictures that they belong to."""
-        views, _, indices = batch
-        return self(views).sigmoid().cpu(), indices.cpu()
+        inputs, _, indices = batch
+        return self(inputs).sigmoid().cpu(), indices.cpu()
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what is trainable, and the scheduler if there is one."""

@@ -47,9 +47,9 @@ class GenderNet(nn.Module):
         self.backbone.eval()
         self.head = nn.Linear(FEATURES, 1)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (N), positive for male, of normalised images (N, 3, H, W)."""
-        return self.head(self.features(images)).squeeze(1)
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits (N), positive for male, of normalised images (N, 3, H, W) or of their features (N, 512)."""
+        return self.head(inputs if inputs.ndim == 2 else self.features(inputs)).squeeze(1)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Pooled features (N, 512) of normalised images (N, 3, H, W)."""

@@ -14,7 +14,7 @@ from gender_cls import CLASSES
 from gender_cls.errors import UserError
 from gender_cls.images import PictureError, load_rgb
 from gender_cls.network import GenderNet, read_state_dict
-from gender_cls.transforms import Preprocessing, Transform
+from gender_cls.transforms import Preprocessing
 
 BATCH = 32
 
@@ -67,7 +67,7 @@ class Predictor:
         self.network.eval()
         facts = Path(model).with_suffix(".json")
         self.assumed_preprocessing = not facts.exists()
-        self.transform = Preprocessing().evaluation() if self.assumed_preprocessing else _transform(facts)
+        self.preprocessing = Preprocessing() if self.assumed_preprocessing else _preprocessing(facts)
 
     def predict(self, paths: Iterable[str]) -> Iterator[Prediction]:
         """Answer for each file in order; one that is no picture gets its error."""
@@ -79,13 +79,13 @@ class Predictor:
         views, errors = [], {}
         for place, path in enumerate(paths):
             try:
-                views.append(self.transform(load_rgb(path)))
+                views.append(self.preprocessing.resize(load_rgb(path)))
             except PictureError as error:
                 errors[place] = str(error)
         probabilities: Iterator[float] = iter(())
         if views:
             with torch.inference_mode():
-                probabilities = iter(self.network(torch.stack(views)).sigmoid().tolist())
+                probabilities = iter(self.network(self.preprocessing.normalize(torch.stack(views))).sigmoid().tolist())
         for place, path in enumerate(paths):
             if place in errors:
                 yield Prediction(path, error=errors[place])
@@ -93,13 +93,13 @@ class Predictor:
                 yield Prediction(path, p_male=next(probabilities))
 
 
-def _transform(facts: Path) -> Transform:
+def _preprocessing(facts: Path) -> Preprocessing:
     try:
         values = json.loads(facts.read_text(encoding="utf-8"))["preprocessing"]
         size, interpolation, mean, std = (values[key] for key in ("size", "interpolation", "mean", "std"))
-        transform = Preprocessing(size, interpolation, tuple(mean), tuple(std)).evaluation()
-        if transform(Image.new("RGB", (2, 2))).shape == (3, size, size):
-            return transform
+        preprocessing = Preprocessing(size, interpolation, tuple(mean), tuple(std))
+        if preprocessing.normalize(preprocessing.resize(Image.new("RGB", (2, 2)))).shape == (3, size, size):
+            return preprocessing
         raise ValueError(f"size {size}")
     except Exception as error:  # whatever somebody wrote there
         raise UserError(

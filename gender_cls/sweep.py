@@ -14,6 +14,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from gender_cls.export import MODEL_NAME
 from gender_cls.report import table
 
 ERROR_FILE = "error.txt"
@@ -42,6 +43,9 @@ class SweepTable(Callback):
             for row, of_job in zip(rows, words)
         ]
         print(f"\n{table(list(rows[0]), [list(row.values()) for row in shown])}\n{sweep / 'sweep.csv'}")
+        best = sweep / rows[0]["job"]
+        if not rows[0]["error"] and not (best / MODEL_NAME).exists():
+            print(f"the best job again, with its model and pictures:\npython train.py {rows[0]['overrides']}")
         if any("val" in str(row["ranked by"]) for row in rows):
             print("note: ranked on val, the split that is reported: the best row flatters; data.holdout=0.1 avoids it")
         failed = sum(bool(row["error"]) for row in rows)

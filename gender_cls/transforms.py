@@ -1,14 +1,15 @@
 """From a decoded picture to the network's input; the only place that resizes and normalises."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
 
-Transform = Callable[[Image.Image], torch.Tensor]
+EVALUATION = -1  # stands for the draw of the view that evaluation uses
 
 
 @dataclass(frozen=True)
@@ -27,35 +28,56 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
-    def evaluation(self) -> Transform:
-        """A transform from a picture to a float32 tensor (3, size, size), nothing random in it."""
-        return v2.Compose([self._resize(), *self._to_tensor()])
+    def resize(self, picture: Image.Image) -> torch.Tensor:
+        """The picture as the network's size has it, uint8 (3, size, size)."""
+        resized = F.resize(picture, [self.size, self.size], InterpolationMode(self.interpolation))
+        return F.pil_to_tensor(resized)
 
-    def training(self, flip: float, jitter: Sequence[float], blur: int) -> Transform:
-        """As `evaluation`, with random changes from torch's global generator; see `seeded`.
+    def normalize(self, views: torch.Tensor) -> torch.Tensor:
+        """What the network takes, float32, of uint8 views (..., 3, size, size)."""
+        return F.normalize(F.to_dtype(views, torch.float32, scale=True), list(self.mean), list(self.std))
+
+
+class Views:
+    """All views of a picture, each a pure function of the picture's content, the seed and the number of the draw.
+
+    Args:
+        preprocessing: Its size and resize are used.
+        flip: Probability of a horizontal flip.
+        jitter: Strengths of brightness, contrast and saturation; 0.2 means a factor in 0.8..1.2.
+        blur: Side of the Gaussian kernel in pixels, odd; sigma is drawn from 0.1..2. 0 turns it off.
+        seed: Of what is random.
+    """
+
+    def __init__(
+        self, preprocessing: Preprocessing, flip: float, jitter: Sequence[float], blur: int, seed: int
+    ) -> None:
+        self.preprocessing = preprocessing
+        self.facts = {**asdict(preprocessing), "flip": flip, "jitter": list(jitter), "blur": blur, "view_seed": seed}
+        self.seed = seed
+        self.change = v2.Compose([v2.RandomHorizontalFlip(flip), v2.ColorJitter(*jitter)])
+        self.blur = v2.GaussianBlur(blur) if blur else None
+
+    def __call__(self, picture: Image.Image, digest: str, draws: Sequence[int]) -> torch.Tensor:
+        """Some of the views; the picture is resized once for all of them.
 
         Args:
-            flip: Probability of a horizontal flip.
-            jitter: Strengths of brightness, contrast and saturation; 0.2 means a factor in 0.8..1.2.
-            blur: Side of the Gaussian kernel in pixels, odd; sigma is drawn from 0.1..2. 0 turns it off.
+            picture: Decoded, RGB.
+            digest: Of its file's content.
+            draws: 0, 1, 2, ... are training views, `EVALUATION` is the one with nothing random in it.
+
+        Returns:
+            The views, uint8 (len(draws), 3, size, size).
         """
-        random: list[torch.nn.Module] = [v2.RandomHorizontalFlip(flip), v2.ColorJitter(*jitter)]
-        if blur:
-            random.append(v2.GaussianBlur(blur))
-        return v2.Compose([self._resize(), *random, *self._to_tensor()])
+        resized = self.preprocessing.resize(picture)
+        return torch.stack([resized if draw == EVALUATION else self._training(resized, digest, draw) for draw in draws])
 
-    def _resize(self) -> v2.Resize:
-        return v2.Resize((self.size, self.size), InterpolationMode(self.interpolation))
-
-    def _to_tensor(self) -> list[torch.nn.Module]:
-        return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
-
-
-def seeded(transform: Transform, picture: Image.Image, *parts: object) -> torch.Tensor:
-    """A view as a pure function of the picture and `parts`: torch's global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(*parts))  # torch.manual_seed would reach for the GPU as well
-        return transform(picture)
+    def _training(self, resized: torch.Tensor, digest: str, draw: int) -> torch.Tensor:
+        with torch.random.fork_rng(devices=[]):  # the caller's randomness is left as it was
+            torch.default_generator.manual_seed(derive_seed("view", self.seed, digest, draw))  # leaves the GPU alone
+            view = self.change(resized)
+            # a channel at a time: the three at once take oneDNN four times as long
+            return view if self.blur is None else self.blur(view[:, None])[:, 0]
 
 
 def derive_seed(*parts: object) -> int:

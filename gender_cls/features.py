@@ -1,0 +1,221 @@
+"""The frozen features, computed once: views of each picture go through the backbone and into a store."""
+
+import logging
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from copy import deepcopy
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from gender_cls.errors import UserError
+from gender_cls.images import PictureError, load_rgb
+from gender_cls.network import FEATURES, GenderNet
+from gender_cls.store import DIGEST, Store
+from gender_cls.transforms import Views
+
+log = logging.getLogger(__name__)
+
+SHARD_PICTURES = 1024  # what a killed extraction loses at most: a minute or two on a small machine
+BATCH, GPU_BATCH = 32, 256  # views that go through the backbone at once
+VERSION = 1  # to be raised when equal facts come to mean other features
+
+Columns = tuple[int, ...]
+Wanted = dict[bytes, tuple[str, Columns]]  # path and columns, by the digest of a picture
+Block = tuple[Columns, list[bytes]]  # pictures, by digest, that go through the backbone together
+Backbone = Callable[[torch.Tensor], torch.Tensor]  # uint8 views (N, 3, size, size) to features, float32 (N, 512)
+
+
+class Extractor:
+    """A store, and how what is missing in it is computed.
+
+    A picture is decoded and resized once for all its missing views. On a CPU each worker process runs a backbone of
+    its own on one thread, so nobody waits for anybody; for a GPU the workers make the views.
+
+    Args:
+        network: Its frozen backbone is used.
+        views: Of every picture.
+        folder: That holds the stores.
+        precision: Of the backbone: bf16, fp32, or auto, which is bf16 where the hardware computes with it.
+        dtype: Of what is stored: float16 or float32.
+        engine: torch, or openvino (the extra `fast`), which runs on CPUs.
+        device: Where torch runs the backbone.
+
+    Raises:
+        UserError: OpenVINO is asked for and not installed, or the folder can't be written.
+    """
+
+    def __init__(
+        self,
+        network: GenderNet,
+        views: Views,
+        folder: str | os.PathLike[str],
+        precision: str = "auto",
+        dtype: str = "float16",
+        engine: str = "torch",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if engine == "openvino" and not find_spec("openvino"):
+            raise UserError('features.engine=openvino needs the extra `fast`: pip install -e ".[fast]"')
+        self.network = network
+        self.views = views
+        self.dtype = getattr(torch, dtype)
+        self.engine = engine
+        self.device = torch.device(device if engine == "torch" else "cpu")
+        self.precision = _best_precision(self.device) if precision == "auto" else precision
+        how = {"precision": self.precision, "dtype": dtype, "engine": engine, "version": VERSION}
+        self.store = Store(folder, {"backbone": network.backbone_hash(), **views.facts, **how})
+
+    def compute(self, wanted: Wanted, num_workers: int = 0) -> int:
+        """Bring the store up to what is wanted, and no further.
+
+        Args:
+            wanted: Pictures and their columns.
+            num_workers: Processes; 0 does everything in this one.
+
+        Returns:
+            The number of views that were missing. Pictures that can't be read any more are left out, and said.
+        """
+        missing = self._missing(wanted)
+        if missing:
+            with self.store.lock():
+                missing = self._missing(wanted)
+                self._fill(missing, num_workers)
+        return sum(len(columns) for _, columns in missing.values())
+
+    def _missing(self, wanted: Wanted) -> Wanted:
+        digests = np.array(list(wanted), dtype=DIGEST)
+        columns = sorted({column for _, columns in wanted.values() for column in columns})
+        stored = {column: self.store.find(digests, column) >= 0 for column in columns}
+        missing = {}
+        for place, (digest, (path, columns_wanted)) in enumerate(wanted.items()):
+            rest = tuple(column for column in columns_wanted if not stored[column][place])
+            if rest:
+                missing[digest] = path, rest
+        return missing
+
+    def _fill(self, missing: Wanted, num_workers: int) -> None:
+        build = openvino_backbone if self.engine == "openvino" else torch_backbone
+        in_workers = self.device.type == "cpu"
+        backbone = None if in_workers else build(self)
+        plan = _plan(missing, BATCH if in_workers else GPU_BATCH)
+        blocks = _Blocks([block for shard in plan for block in shard], missing, self, build if in_workers else None)
+        computed = iter(DataLoader(blocks, batch_size=None, num_workers=num_workers))
+        total = sum(len(columns) for _, columns in missing.values())
+        print(f"computing {total} views of {len(missing)} pictures into {self.store.folder}")
+        with tqdm(total=total, desc="features", unit="view", disable=None, leave=False) as bar:
+            for shard in plan:
+                read: list[bytes] = []
+                parts = []
+                for columns, digests in shard:
+                    some, output = next(computed)
+                    if some:
+                        features = backbone(output) if backbone else output
+                        parts.append(features.reshape(len(some), len(columns), FEATURES))
+                        read += some
+                    bar.update(len(columns) * len(digests))
+                if read:
+                    self.store.write(np.array(read, dtype=DIGEST), columns, torch.cat(parts).to(self.dtype))
+
+
+class _Blocks(Dataset[tuple[list[bytes], torch.Tensor]]):
+    """For each block the pictures that could be read, and their views or, if it is to build a backbone, features."""
+
+    def __init__(
+        self, blocks: list[Block], pictures: Wanted, how: Extractor, build: Callable[[Extractor], Backbone] | None
+    ) -> None:
+        self.blocks = blocks
+        self.pictures = pictures
+        self.how = how
+        self.build = build
+        self.backbone: Backbone | None = None
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, number: int) -> tuple[list[bytes], torch.Tensor]:
+        if self.build and not self.backbone:
+            self.backbone = self.build(self.how)  # not before the process is forked: it may have threads
+        columns, digests = self.blocks[number]
+        views = {}
+        for digest in digests:
+            path = self.pictures[digest][0]
+            try:
+                views[digest] = self.how.views(load_rgb(path), digest.decode(), columns)
+            except PictureError as error:
+                log.warning("left out: %s: %s", path, error)
+        output = torch.cat(list(views.values())) if views else torch.empty(0)
+        return list(views), self.backbone(output) if self.backbone and views else output
+
+
+def _plan(missing: Wanted, batch: int) -> list[list[Block]]:
+    """The blocks of each shard to come: pictures that miss the same views."""
+    alike = defaultdict(list)
+    for digest, (_, columns) in missing.items():
+        alike[columns].append(digest)
+    plan = []
+    for columns, digests in alike.items():
+        size = max(1, batch // len(columns))
+        for first in range(0, len(digests), SHARD_PICTURES):
+            shard = digests[first : first + SHARD_PICTURES]
+            plan.append([(columns, shard[at : at + size]) for at in range(0, len(shard), size)])
+    return plan
+
+
+def _best_precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+def folded(backbone: nn.Module) -> nn.Module:
+    """A copy of a frozen backbone whose BatchNorms are part of the convolutions before them."""
+    copy = deepcopy(backbone)
+    for module in list(copy.modules()):
+        for first, second in (("conv1", "bn1"), ("conv2", "bn2"), ("0", "1")):
+            conv, norm = getattr(module, first, None), getattr(module, second, None)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, first, fuse_conv_bn_eval(conv, norm))
+                setattr(module, second, nn.Identity())
+    return copy
+
+
+def torch_backbone(how: Extractor) -> Backbone:
+    """The backbone on its device and in its precision."""
+    dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
+    net = folded(how.network.backbone).to(how.device, dtype).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run(views: torch.Tensor) -> torch.Tensor:
+        normalized = how.views.preprocessing.normalize(views.to(how.device, non_blocking=True))
+        return net(normalized.to(dtype, memory_format=torch.channels_last)).float().cpu()
+
+    return run
+
+
+def openvino_backbone(how: Extractor) -> Backbone:
+    """The backbone compiled by OpenVINO, for as many threads as torch has in this process."""
+    import openvino
+
+    side = how.views.preprocessing.size
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it still uses torch.jit.trace
+        model = openvino.convert_model(folded(how.network.backbone), example_input=torch.zeros(1, 3, side, side))
+    model.reshape([-1, 3, side, side])
+    hints = {
+        "INFERENCE_PRECISION_HINT": "bf16" if how.precision == "bf16" else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # two workers would share a core
+    }
+    net = openvino.compile_model(model, "CPU", hints)
+
+    def run(views: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(net(how.views.preprocessing.normalize(views).numpy())[0].copy())
+
+    return run
