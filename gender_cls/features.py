@@ -2,19 +2,17 @@
 
 import logging
 import os
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from copy import deepcopy
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from gender_cls.backbones import Backbone, best_precision, openvino_backbone, torch_backbone
 from gender_cls.errors import UserError
 from gender_cls.images import PictureError, load_rgb
 from gender_cls.network import FEATURES, GenderNet
@@ -30,7 +28,6 @@ VERSION = 1  # to be raised when equal facts come to mean other features
 Columns = tuple[int, ...]
 Wanted = dict[bytes, tuple[str, Columns]]  # path and columns, by the digest of a picture
 Block = tuple[Columns, list[bytes]]  # pictures, by digest, that go through the backbone together
-Backbone = Callable[[torch.Tensor], torch.Tensor]  # uint8 views (N, 3, size, size) to features, float32 (N, 512)
 
 
 class Extractor:
@@ -64,12 +61,14 @@ class Extractor:
     ) -> None:
         if engine == "openvino" and not find_spec("openvino"):
             raise UserError('features.engine=openvino needs the extra `fast`: pip install -e ".[fast]"')
-        self.network = network
         self.views = views
         self.dtype = getattr(torch, dtype)
-        self.engine = engine
         self.device = torch.device(device if engine == "torch" else "cpu")
-        self.precision = _best_precision(self.device) if precision == "auto" else precision
+        self.precision = best_precision(self.device) if precision == "auto" else precision
+        if engine == "openvino":
+            self.build = partial(openvino_backbone, network, views.preprocessing, self.precision)
+        else:
+            self.build = partial(torch_backbone, network, views.preprocessing, self.precision, self.device)
         how = {"precision": self.precision, "dtype": dtype, "engine": engine, "version": VERSION}
         self.store = Store(folder, {"backbone": network.backbone_hash(), **views.facts, **how})
 
@@ -87,7 +86,14 @@ class Extractor:
         if missing:
             with self.store.lock():
                 missing = self._missing(wanted)
-                self._fill(missing, num_workers)
+                if missing:  # still, after another process may have been at work
+                    try:
+                        self._fill(missing, num_workers)
+                    except KeyboardInterrupt:
+                        print(
+                            f"\nwhole shards of {SHARD_PICTURES} pictures are kept: the same command goes on from there"
+                        )
+                        raise
         return sum(len(columns) for _, columns in missing.values())
 
     def _missing(self, wanted: Wanted) -> Wanted:
@@ -102,11 +108,12 @@ class Extractor:
         return missing
 
     def _fill(self, missing: Wanted, num_workers: int) -> None:
-        build = openvino_backbone if self.engine == "openvino" else torch_backbone
         in_workers = self.device.type == "cpu"
-        backbone = None if in_workers else build(self)
+        backbone = None if in_workers else self.build()
         plan = _plan(missing, BATCH if in_workers else GPU_BATCH)
-        blocks = _Blocks([block for shard in plan for block in shard], missing, self, build if in_workers else None)
+        blocks = _Blocks(
+            [block for shard in plan for block in shard], missing, self.views, self.build if in_workers else None
+        )
         computed = iter(DataLoader(blocks, batch_size=None, num_workers=num_workers))
         total = sum(len(columns) for _, columns in missing.values())
         print(f"computing {total} views of {len(missing)} pictures into {self.store.folder}")
@@ -129,11 +136,11 @@ class _Blocks(Dataset[tuple[list[bytes], torch.Tensor]]):
     """For each block the pictures that could be read, and their views or, if it is to build a backbone, features."""
 
     def __init__(
-        self, blocks: list[Block], pictures: Wanted, how: Extractor, build: Callable[[Extractor], Backbone] | None
+        self, blocks: list[Block], pictures: Wanted, views: Views, build: Callable[[], Backbone] | None
     ) -> None:
         self.blocks = blocks
         self.pictures = pictures
-        self.how = how
+        self.views = views
         self.build = build
         self.backbone: Backbone | None = None
 
@@ -142,13 +149,13 @@ class _Blocks(Dataset[tuple[list[bytes], torch.Tensor]]):
 
     def __getitem__(self, number: int) -> tuple[list[bytes], torch.Tensor]:
         if self.build and not self.backbone:
-            self.backbone = self.build(self.how)  # not before the process is forked: it may have threads
+            self.backbone = self.build()  # not before the process is forked: it may have threads
         columns, digests = self.blocks[number]
         views = {}
         for digest in digests:
             path = self.pictures[digest][0]
             try:
-                views[digest] = self.how.views(load_rgb(path), digest.decode(), columns)
+                views[digest] = self.views(load_rgb(path), digest.decode(), columns)
             except PictureError as error:
                 log.warning("left out: %s: %s", path, error)
         output = torch.cat(list(views.values())) if views else torch.empty(0)
@@ -167,55 +174,3 @@ def _plan(missing: Wanted, batch: int) -> list[list[Block]]:
             shard = digests[first : first + SHARD_PICTURES]
             plan.append([(columns, shard[at : at + size]) for at in range(0, len(shard), size)])
     return plan
-
-
-def _best_precision(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
-
-
-def folded(backbone: nn.Module) -> nn.Module:
-    """A copy of a frozen backbone whose BatchNorms are part of the convolutions before them."""
-    copy = deepcopy(backbone)
-    for module in list(copy.modules()):
-        for first, second in (("conv1", "bn1"), ("conv2", "bn2"), ("0", "1")):
-            conv, norm = getattr(module, first, None), getattr(module, second, None)
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, first, fuse_conv_bn_eval(conv, norm))
-                setattr(module, second, nn.Identity())
-    return copy
-
-
-def torch_backbone(how: Extractor) -> Backbone:
-    """The backbone on its device and in its precision."""
-    dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
-    net = folded(how.network.backbone).to(how.device, dtype).to(memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def run(views: torch.Tensor) -> torch.Tensor:
-        normalized = how.views.preprocessing.normalize(views.to(how.device, non_blocking=True))
-        return net(normalized.to(dtype, memory_format=torch.channels_last)).float().cpu()
-
-    return run
-
-
-def openvino_backbone(how: Extractor) -> Backbone:
-    """The backbone compiled by OpenVINO, for as many threads as torch has in this process."""
-    import openvino
-
-    side = how.views.preprocessing.size
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it still uses torch.jit.trace
-        model = openvino.convert_model(folded(how.network.backbone), example_input=torch.zeros(1, 3, side, side))
-    model.reshape([-1, 3, side, side])
-    hints = {
-        "INFERENCE_PRECISION_HINT": "bf16" if how.precision == "bf16" else "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "ENABLE_CPU_PINNING": False,  # two workers would share a core
-    }
-    net = openvino.compile_model(model, "CPU", hints)
-
-    def run(views: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(net(how.views.preprocessing.normalize(views).numpy())[0].copy())
-
-    return run

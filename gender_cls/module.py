@@ -66,7 +66,7 @@ class GenderModule(pl.LightningModule):
         loss = self._loss(self(inputs), labels)
         self._loss_sum += loss.detach() * len(labels)
         self._loss_count += len(labels)
-        if (self.global_step + 1) % cast(int, self.trainer.log_every_n_steps) == 0:
+        if (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
             self.log("train/loss_step", loss, prog_bar=True)
         return loss
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,29 +52,41 @@ class Store:
         self.open()
 
     def open(self) -> None:
-        """Map the shards that are there; one that is damaged is deleted, so its features are computed anew."""
+        """Map the shards that are there; one that is cut off is deleted, so its features are computed anew.
+
+        Raises:
+            UserError: a shard can't be read.
+        """
         self._shards: list[torch.Tensor] = []
         tables: dict[tuple[int, ...], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
         for path in sorted(self.folder.glob(f"*{SHARD}")):
-            try:
-                shard = torch.load(path, mmap=True, weights_only=True)
-                columns, features = tuple(shard["columns"]), shard["features"]
-                digests = shard["digests"].numpy().view(DIGEST).ravel()
-                if len(features) != len(columns) * len(digests):
-                    raise ValueError("its parts do not fit together")
-            except Exception as error:  # a damaged file makes torch.load raise nearly everything
-                log.warning("%s is damaged (%s); its features are computed again", path, str(error).splitlines()[0])
+            shard = self._map(path)
+            if shard is None:
+                log.warning("%s is damaged; its features are computed again", path)
                 path.unlink(missing_ok=True)
                 continue
-            number = np.full(len(digests), len(self._shards), dtype=np.int64)
-            rows = np.full(len(digests), len(digests), dtype=np.int64)
-            tables.setdefault(columns, []).append((digests, number << 32 | np.arange(len(digests)), rows))
-            self._shards.append(features)
+            digests = shard["digests"].numpy().view(DIGEST).ravel()
+            first = len(self._shards) << 32 | np.arange(len(digests))
+            rows = np.full(len(digests), len(digests))
+            tables.setdefault(tuple(shard["columns"]), []).append((digests, first, rows))
+            self._shards.append(shard["features"])
         self._tables = {}
         for columns, parts in tables.items():
             digests, first, rows = (np.concatenate(part) for part in zip(*parts))
             order = np.argsort(digests)
             self._tables[columns] = digests[order], first[order], rows[order]
+
+    def _map(self, path: Path) -> dict[str, Any] | None:
+        try:
+            with path.open("rb") as file:
+                whole = zipfile.is_zipfile(file)  # torch.save writes one, and its directory is at the end
+            return torch.load(path, mmap=True, weights_only=True) if whole else None
+        except (OSError, RuntimeError) as error:  # no reason to delete it: rights, or too little memory to map
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            name = self.folder.name
+            raise UserError(
+                f"features.dir: {path} can't be read ({reason}); `python -m gender_cls.store --clear {name}` deletes it"
+            ) from error
 
     def find(self, digests: np.ndarray, column: int) -> np.ndarray:
         """Where the features of pictures (N) in a column lie, for `read`; -1 for those that are not stored."""

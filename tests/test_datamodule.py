@@ -5,11 +5,15 @@ import pytest
 import torch
 
 from gender_cls.checks import FaceSet, check
-from gender_cls.datamodule import DrawSampler, FaceDataModule, FaceDataset, collate
+from gender_cls.datamodule import DrawSampler, FaceDataModule
+from gender_cls.datasets import FaceDataset, collate
+from gender_cls.images import load_rgb
 from gender_cls.sources import folder
-from gender_cls.transforms import Preprocessing, derive_seed
+from gender_cls.transforms import EVALUATION, Preprocessing, Views, derive_seed
 
-AUGMENT = {"flip": 0.5, "jitter": (0.2, 0.2, 0.2), "blur": 3}
+
+def views(seed: int = 0) -> Views:
+    return Views(Preprocessing(size=32), flip=0.5, jitter=(0.2, 0.2, 0.2), blur=3, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +51,11 @@ def test_draws_count_on_over_epochs_also_after_a_jump() -> None:
 
 def test_both_classes_are_drawn_equally_often(checked: FaceSet) -> None:
     def share_of_men(balanced: bool) -> float:
-        data = FaceDataModule(checked, Preprocessing(size=32), AUGMENT, 8, balanced_sampler=balanced)
+        data = FaceDataModule(checked, views(), 8, balanced_sampler=balanced)
         labels = []
         for epoch in range(40):
             data.sampler.set_epoch(epoch)
-            labels += [int(data.datasets["train"].labels[index]) for index, _ in data.sampler]
+            labels += [int(data.pictures["train"].labels[index]) for index, _ in data.sampler]
         return sum(labels) / len(labels)
 
     assert share_of_men(balanced=True) == pytest.approx(0.5, abs=0.04)
@@ -60,8 +64,7 @@ def test_both_classes_are_drawn_equally_often(checked: FaceSet) -> None:
 
 def test_a_view_is_a_function_of_picture_seed_and_draw(checked: FaceSet) -> None:
     def view(index: int, draw: int, seed: int = 0) -> torch.Tensor:
-        transform = Preprocessing(size=32).training(**AUGMENT)
-        item = FaceDataset(checked.splits["train"], transform, seed)[index, draw]
+        item = FaceDataset(checked.splits["train"], views(seed))[index, draw]
         assert item is not None
         return item[0]
 
@@ -70,6 +73,23 @@ def test_a_view_is_a_function_of_picture_seed_and_draw(checked: FaceSet) -> None
     assert torch.equal(torch.get_rng_state(), before)  # the caller's randomness is left alone
     assert not torch.equal(view(0, 0), view(0, 1))
     assert not torch.equal(view(0, 0), view(0, 0, seed=1))
+    assert torch.equal(view(0, EVALUATION), view(0, EVALUATION, seed=1))
+
+
+def test_all_views_at_once_are_the_views_one_by_one(checked: FaceSet) -> None:
+    """Also that blurring a channel at a time is blurring the picture."""
+    picture = load_rgb(checked.splits["train"][0].path)
+    together = views()(picture, "digest", [2, EVALUATION, 0])
+    assert (together.shape, together.dtype) == ((3, 3, 32, 32), torch.uint8)
+    assert all(torch.equal(together[place], views()(picture, "digest", [d])[0]) for place, d in enumerate((2, -1, 0)))
+    sharp = Views(Preprocessing(size=32), 0, (0, 0, 0), 3, 0)
+    resized = sharp(picture, "digest", [EVALUATION])[0]
+    torch.random.default_generator.manual_seed(derive_seed("view", 0, "digest", 0))
+    torch.rand(1)  # whether to flip
+    torch.randperm(4)  # the order of the jitter
+    whole = sharp.blur(resized)
+    assert not torch.equal(whole, resized)
+    assert torch.equal(whole, sharp(picture, "digest", [0])[0])
 
 
 def test_derived_seeds_are_the_same_everywhere() -> None:
@@ -79,7 +99,7 @@ def test_derived_seeds_are_the_same_everywhere() -> None:
 
 def test_an_evaluation_view_is_resized_and_normalised_once(checked: FaceSet) -> None:
     preprocessing = Preprocessing(size=32)
-    dataset = FaceDataset(checked.splits["val"], preprocessing.evaluation())
+    dataset = FaceDataset(checked.splits["val"], views())
     item = dataset[5]
     assert item is not None
     view, label, index = item
@@ -93,7 +113,7 @@ def test_a_picture_that_goes_missing_is_left_out_and_said(faces: Path, caplog: p
     checked = check(folder(faces), None)
     gone = checked.splits["val"][3].path
     Path(gone).unlink()
-    data = FaceDataModule(checked, Preprocessing(size=32), AUGMENT, batch_size=8, num_workers=0)
+    data = FaceDataModule(checked, views(), batch_size=8, num_workers=0)
     batches = list(data.val_dataloader()[0])
     assert torch.cat([indices for _, _, indices in batches]).tolist() == [i for i in range(28) if i != 3]
     assert f"left out: {gone}" in caplog.text
@@ -101,8 +121,8 @@ def test_a_picture_that_goes_missing_is_left_out_and_said(faces: Path, caplog: p
 
 
 def test_a_sheet_shows_what_the_network_sees_first(checked: FaceSet) -> None:
-    data = FaceDataModule(checked, Preprocessing(size=32), AUGMENT, 8)
-    views, names = data.first_views(8)
-    assert views.shape == (8, 3, 32, 32)
-    assert 0 <= views.min() <= views.max() <= 1
+    data = FaceDataModule(checked, views(), 8)
+    sheet, names = data.first_views(8)
+    assert sheet.shape == (8, 3, 32, 32)
+    assert 0 <= sheet.min() <= sheet.max() <= 1
     assert len(names) == 8

@@ -233,14 +233,27 @@ def test_too_many_unreadable_pictures(faces: Path, train: Run, fails: Fails) -> 
     assert "truncated" in line
 
 
-def test_bad_values(train: Run, fails: Fails) -> None:
+def test_bad_values(train: Run, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "data.holdout=1.5" in fails(train, "data.holdout=1.5")
     assert "data.identity=(" in fails(train, "data.identity='('")
     assert "has no group" in fails(train, "data.identity='^x$'")
     assert "trainer.devices must be 1" in fails(train, "trainer.devices=2")
     assert "data.csv has no value; give data.csv=FILE" in fails(train, "data=manifest")
-    for word in ("data.batch_size=oops", "data.size=0", "data.num_workers=-1", "seed=x", "trainer.max_epochs=0"):
+    for word in (
+        "data.batch_size=oops",
+        "data.size=0",
+        "data.num_workers=-1",
+        "seed=x",
+        "trainer.max_epochs=0",
+        "views=-1",
+    ):
         assert f"{word}: give a whole number" in fails(train, word)
+    assert "features.precision=fp8: give auto or bf16 or fp32" in fails(train, "features.precision=fp8")
+    Path("file").write_text("")
+    assert "features.dir: " in fails(train, "features.dir=file")
+    with monkeypatch.context() as patch:
+        patch.setattr("gender_cls.features.find_spec", lambda _: None)
+        assert 'pip install -e ".[fast]"' in fails(train, "features.engine=openvino")
     assert "Invalid learning rate: -1" in fails(train, "model.optimizer.lr=-1")
     assert "diverged" in fails(train, "model.optimizer.lr=inf", "trainer.max_epochs=1")
 
@@ -257,7 +270,7 @@ def test_pictures_that_go_missing_in_a_run(
         fit(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pl.Trainer, "fit", remove_then_fit)
-    words = ("trainer.max_epochs=1", "data.num_workers=1", "data.holdout=0")
+    words = ("trainer.max_epochs=1", "data.num_workers=1", "data.holdout=0", "views=0")
     assert "not one picture of val can be read any more" in fails(train, f"data.root={faces}", *words)
 
 

@@ -139,7 +139,7 @@ def test_without_its_json_the_recipe_is_assumed_and_said(
     Path("old.pth").write_bytes((trained / MODEL).read_bytes())
     _, errors = answers(capsys, f"img={picture}", "model=old.pth")
     assert errors == ["model: old.pth, without its JSON: the recipe's preprocessing is assumed"]
-    assert Predictor("old.pth").transform.transforms[0].size == [224, 224]
+    assert Predictor("old.pth").preprocessing.size == 224
 
 
 def test_an_old_out_stays_until_the_new_one_is_whole(

@@ -1,0 +1,66 @@
+"""What one machine makes of the frozen backbone: views a second of the alternatives, on random weights and noise.
+
+python benchmarks/extraction.py            (pip install -e ".[fast]" for the lines of OpenVINO)
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from PIL import Image
+
+from gender_cls.backbones import folded, openvino_backbone, torch_backbone
+from gender_cls.network import GenderNet
+from gender_cls.transforms import EVALUATION, Preprocessing, Views
+
+
+def rate(run: Callable[[], object], number: int, seconds: float) -> float:
+    """How many of `number` a call there are a second, after one call to warm up."""
+    run()
+    started, calls = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        run()
+        calls += 1
+    return calls * number / (time.perf_counter() - started)
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10, help="for each line (%(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="(%(default)s)")
+    arguments = parser.parse_args()
+    cpu = torch.device("cpu")
+    network = GenderNet(None)
+    views = Views(Preprocessing(), flip=0.5, jitter=(0.2, 0.2, 0.2), blur=3, seed=0)
+    noise = torch.randint(0, 256, (arguments.batch, 3, 224, 224), dtype=torch.uint8)
+
+    def line(what: str, run: Callable[[], object], number: int = arguments.batch) -> None:
+        print(f"{what:52s} {rate(run, number, arguments.seconds):8.1f} views/s", flush=True)
+
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, batches of {arguments.batch}")
+    plain = network.backbone.to(memory_format=torch.contiguous_format)
+    line("torch, fp32, as it comes", lambda: plain(views.preprocessing.normalize(noise)))
+    for precision in ("fp32", "bf16"):
+        backbone = torch_backbone(network, views.preprocessing, precision, cpu)
+        line(f"torch, {precision}, channels_last, BatchNorm folded", lambda run=backbone: run(noise))
+    compiled = torch.compile(folded(network.backbone).to(torch.bfloat16).to(memory_format=torch.channels_last))
+    last = noise.to(memory_format=torch.channels_last)
+    line("the same, bf16, torch.compile", lambda: compiled(views.preprocessing.normalize(last).bfloat16()))
+    for precision in ("fp32", "bf16") if find_spec("openvino") else ():
+        backbone = openvino_backbone(network, views.preprocessing, precision)
+        line(f"openvino, {precision}", lambda run=backbone: run(noise))
+    torch.set_num_threads(1)
+    picture = Image.fromarray(noise[0].permute(1, 2, 0).numpy()).resize((171, 256))
+    line("eight training views and one, one core, no backbone", lambda: views(picture, "", (*range(8), EVALUATION)), 9)
+    if torch.cuda.is_available():
+        large = noise.repeat(8, 1, 1, 1)
+        backbone = torch_backbone(network, views.preprocessing, "bf16", torch.device("cuda"))
+        line("torch, bf16, GPU, with the way there and back", lambda: backbone(large), len(large))
+
+
+if __name__ == "__main__":
+    main()

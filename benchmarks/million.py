@@ -1,0 +1,113 @@
+"""An epoch from a store of synthetic features, by the number of pictures: seconds and anonymous memory. Linux only.
+
+python benchmarks/million.py --dir /path/with/12/GB
+"""
+
+import argparse
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from gender_cls.checks import FaceSet
+from gender_cls.datamodule import FaceDataModule
+from gender_cls.features import SHARD_PICTURES, Extractor
+from gender_cls.module import GenderModule
+from gender_cls.network import FEATURES, GenderNet
+from gender_cls.sources import Face
+from gender_cls.store import DIGEST
+from gender_cls.transforms import EVALUATION, Preprocessing, Views
+
+VIEWS = 8
+SIZES = (10_000, 100_000, 1_000_000)
+
+
+def anonymous_mb() -> float:
+    """Memory of this process that no file stands behind."""
+    return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) / 1024
+
+
+class Watch(pl.Callback):
+    """The most anonymous memory of an epoch, and its seconds."""
+
+    peak = 0.0
+    seconds = 0.0
+
+    def on_train_start(self, *_: object) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, *arguments: object) -> None:
+        """Look now and then."""
+        if int(arguments[-1]) % 200 == 0:
+            self.peak = max(self.peak, anonymous_mb())
+
+    def on_train_end(self, *_: object) -> None:
+        """Stop the clock."""
+        self.seconds = time.perf_counter() - self.started
+
+
+def epoch(number: int, folder: Path) -> None:
+    """Write the store, train one epoch, print a line."""
+    torch.manual_seed(0)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    network = GenderNet(None)
+    views = Views(Preprocessing(), flip=0.5, jitter=(0.2, 0.2, 0.2), blur=3, seed=0)
+    extractor = Extractor(network, views, folder)
+    digests = np.array([f"{index:032x}".encode() for index in range(number)], dtype=DIGEST)
+    rows = torch.rand(SHARD_PICTURES, VIEWS + 1, FEATURES).half()
+    for first in range(0, number, SHARD_PICTURES):
+        some = digests[first : first + SHARD_PICTURES]
+        extractor.store.write(some, (*range(VIEWS), EVALUATION), rows[: len(some)])
+    extractor.store.open()
+    faces = [Face(f"faces/{i:08d}.jpg", i % 5 > 0, f"{i // 2}", "", f"{i:032x}") for i in range(number)]
+    val = faces[: number // 10]
+    data = FaceDataModule(FaceSet({"train": faces, "val": val}, [], [], ""), views, batch_size=32)
+    started = time.perf_counter()
+    data.compute_features(extractor, VIEWS)
+    found = time.perf_counter() - started
+    module = GenderModule(network, partial(torch.optim.Adam, lr=1e-4), class_counts=data.class_counts)
+    watch = Watch()
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", callbacks=[watch], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    stored = sum(path.stat().st_size for path in extractor.store.folder.iterdir()) / 1e9
+    print(
+        f"{number:9d} pictures, {stored:5.2f} GB stored: found in {found:5.1f} s, epoch {watch.seconds:7.1f} s, "
+        f"{watch.seconds / number * 1e6:6.1f} us a picture, anonymous memory {watch.peak:6.0f} MB",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """One process for each size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, required=True, help="folder for the stores, which are deleted afterwards")
+    parser.add_argument("--pictures", type=int, help="of one store; without it 1e4, 1e5 and 1e6")
+    arguments = parser.parse_args()
+    folder = arguments.dir / "million"
+    if arguments.pictures:
+        try:
+            epoch(arguments.pictures, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return
+    for number in SIZES:
+        words = [sys.executable, __file__, "--dir", str(arguments.dir), "--pictures", str(number)]
+        subprocess.run(words, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Seconds and memory of the recipe's 30 epochs: the plain loop, and this project with 8 stored views, cold and warm.
+
+Whole processes, one after another, on the same data, weights and machine; the plain loop is timed over two epochs and
+scaled. Cold means empty caches: pictures are checked, features computed. Linux only (memory is read from /proc).
+
+    python benchmarks/training.py data/facecom --weights resnet18.pth
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from gender_cls.report import table
+
+PROJECT = Path(__file__).parent.parent
+EPOCHS, TIMED = 30, 2
+
+
+@dataclass
+class Measured:
+    """Of a whole process, with its workers."""
+
+    seconds: float
+    peak_mb: float
+    output: str
+
+
+def measure(words: list[str], folder: str) -> Measured:
+    """Run a command in a folder, with its caches there.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    started, peak = time.perf_counter(), 0.0
+    with tempfile.TemporaryFile("w+") as output:
+        environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache"}
+        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment)
+        while process.poll() is None:
+            peak = max(peak, memory_mb(process.pid))
+            time.sleep(0.5)
+        seconds = time.perf_counter() - started
+        output.seek(0)
+        text = output.read()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(words)} failed:\n{text}")
+    return Measured(seconds, peak, text)
+
+
+def memory_mb(pid: int) -> float:
+    """Proportional set size of a process and its children: what they share counts once."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        own = int(re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE).group(1)) / 1024
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return own + sum(memory_mb(int(child)) for child in children)
+    except (OSError, AttributeError):  # it has ended
+        return 0.0
+
+
+def main() -> None:
+    """Measure all and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="folder with train/ and val/")
+    parser.add_argument("--weights", type=Path, help="state dict of a resnet18; without it ImageNet's are used")
+    arguments = parser.parse_args()
+    root, weights = arguments.root.resolve(), arguments.weights and arguments.weights.resolve()
+
+    rows: list[list[object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        plain = [sys.executable, str(PROJECT / "benchmarks/plain.py"), str(root), "--epochs", str(TIMED)]
+        of_plain = measure(plain + (["--weights", str(weights)] if weights else []), folder)
+        epochs = [float(number) for number in re.findall(r"seconds ([\d.]+)", of_plain.output)]
+        whole = of_plain.seconds + (EPOCHS - TIMED) * sum(epochs) / TIMED
+        rows.append([f"plain loop ({TIMED} epochs, scaled)", f"{whole:.1f}", "1.0", f"{of_plain.peak_mb:.0f}", ""])
+        print(f"an epoch of the plain loop: {sum(epochs) / TIMED:.1f} s")
+        for engine in ("torch", "openvino") if find_spec("openvino") else ("torch",):
+            words = [sys.executable, str(PROJECT / "train.py"), "experiment=seed", "views=8", f"data.root='{root}'"]
+            words += [f"model.weights='{weights}'"] if weights else []
+            words += [f"features.engine={engine}", f"trainer.max_epochs={EPOCHS}", f"features.dir=features_{engine}"]
+            for state in ("cold", "warm"):
+                if state == "cold" and Path(folder, "cache/gender_cls/pictures.sqlite").exists():
+                    Path(folder, "cache/gender_cls/pictures.sqlite").unlink()
+                run = measure([*words, f"hydra.run.dir={engine}_{state}", "trainer.enable_progress_bar=false"], folder)
+                f1 = json.loads(Path(folder, f"{engine}_{state}", "metrics.json").read_text())["val"]["f1_macro"]
+                rows.append(
+                    [f"{engine}, {state}", f"{run.seconds:.1f}", f"{whole / run.seconds:.1f}", f"{run.peak_mb:.0f}", f1]
+                )
+    print(table(("30 epochs", "seconds", "times faster", "peak MB", "val macro-F1"), rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Batches of views, computed as they are asked for, or of stored features."""
+
+import logging
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, default_collate
+
+from gender_cls.images import PictureError, load_rgb
+from gender_cls.sources import Face
+from gender_cls.store import Store
+from gender_cls.transforms import EVALUATION, Views
+
+log = logging.getLogger(__name__)
+
+Key = int | tuple[int, int]  # index in the split and, of a training view, the number of the draw
+Item = tuple[torch.Tensor, float, int]  # view (3, size, size), label 0.0 or 1.0, index in the split
+Batch = list[torch.Tensor]  # views (N, 3, size, size) or features (N, 512), labels (N), indices (N); N may be 0
+
+
+class FaceDataset(Dataset[Item | None]):
+    """Views of the faces of one split.
+
+    Paths and labels are arrays, not a million Python objects that each worker would copy on reading.
+
+    Args:
+        faces: Of the split.
+        views: Of each.
+    """
+
+    def __init__(self, faces: Sequence[Face], views: Views) -> None:
+        self.paths = np.array([os.fsencode(face.path) for face in faces])
+        self.digests = np.array([face.digest.encode() for face in faces])
+        self.labels = np.array([face.label for face in faces], dtype=np.int8)
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: Key) -> Item | None:
+        """The view of a draw, or the evaluation view; None if the file has become unreadable since the check."""
+        index, draw = key if isinstance(key, tuple) else (key, EVALUATION)
+        path = os.fsdecode(self.paths[index])
+        try:
+            picture = load_rgb(path)
+        except PictureError as error:
+            log.warning("left out: %s: %s", path, error)
+            return None
+        view = self.views(picture, self.digests[index].decode(), [draw])[0]
+        return self.views.preprocessing.normalize(view), float(self.labels[index]), index
+
+
+def collate(items: Sequence[Item | None]) -> Batch:
+    """A batch of the items that could be read."""
+    read = [item for item in items if item is not None]
+    if not read:
+        return [torch.empty(0, 3, 1, 1), torch.empty(0), torch.empty(0, dtype=torch.int64)]
+    views, labels, indices = default_collate(read)
+    return [views, labels.float(), indices]
+
+
+class FeatureDataset(Dataset[Item]):
+    """Stored features in the place of the views of `FaceDataset`; draw d reads training view d mod K.
+
+    Args:
+        faces: Whose features these are.
+        store: That holds them.
+        number: K, of stored training views; 0 if there is the evaluation view only.
+    """
+
+    def __init__(self, faces: FaceDataset, store: Store, number: int) -> None:
+        self.labels = torch.from_numpy(faces.labels).float()
+        self.store = store
+        columns = [*range(number), EVALUATION]
+        self.places = np.stack([store.find(faces.digests, column) for column in columns], axis=1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """A whole batch at once, of those that are stored: what could not be read is not."""
+        number = self.places.shape[1] - 1
+        draws = [(key[0], key[1] % number) if isinstance(key, tuple) else (key, number) for key in keys]
+        indices, columns = np.array(draws).T
+        places = self.places[indices, columns]
+        stored = torch.from_numpy(indices[places >= 0])
+        return [self.store.read(places[places >= 0]), self.labels[stored], stored]

@@ -1,0 +1,34 @@
+"""The scripts that give the README's figures run; what they measure is not judged here."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def run(name: str, *words: str) -> str:
+    command = [sys.executable, ROOT / "benchmarks" / name, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_training(drawn: Path, backbone_file: Path) -> None:
+    said = run("training.py", str(drawn), "--weights", str(backbone_file))
+    assert re.search(r"plain loop \(2 epochs, scaled\) +[\d.]+ +1\.0 +\d+", said)
+    assert re.search(r"torch, cold +[\d.]+ +[\d.]+ +\d+ +0\.\d+", said)
+    assert re.search(r"torch, warm +[\d.]+ +[\d.]+ +\d+ +0\.\d+", said)
+
+
+def test_extraction() -> None:
+    said = run("extraction.py", "--seconds", "0.1", "--batch", "4")
+    assert len(re.findall(r"[\d.]+ views/s", said)) >= 5
+
+
+def test_million(tmp_path: Path) -> None:
+    said = run("million.py", "--dir", str(tmp_path), "--pictures", "3000")
+    assert re.search(r"3000 pictures, +0\.03 GB stored", said)
+    assert not list(tmp_path.iterdir())

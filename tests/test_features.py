@@ -1,0 +1,293 @@
+"""The store of frozen features: what names it, that only what is missing is computed, and that nothing breaks it."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from gender_cls import features
+from gender_cls.checks import check
+from gender_cls.datasets import FeatureDataset
+from gender_cls.errors import UserError
+from gender_cls.features import Extractor, Wanted
+from gender_cls.network import GenderNet
+from gender_cls.sources import folder
+from gender_cls.store import DIGEST, Store, main
+from gender_cls.transforms import EVALUATION, Preprocessing, Views
+
+Make = Callable[..., Extractor]
+COLUMNS = (0, 1, 2, 3, EVALUATION)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "SHARD_PICTURES", 10)
+
+
+@pytest.fixture(scope="module")
+def network(backbone_file: Path) -> GenderNet:
+    return GenderNet(str(backbone_file))
+
+
+@pytest.fixture
+def make(network: GenderNet, tmp_path: Path) -> Make:
+    def extractor(
+        net: GenderNet = network, dtype: str = "float16", precision: str = "fp32", **of_views: Any
+    ) -> Extractor:
+        preprocessing = Preprocessing(**{"size": 32} | of_views.pop("preprocessing", {}))
+        views = Views(preprocessing, **{"flip": 0.5, "jitter": (0.2, 0.2, 0.2), "blur": 3, "seed": 0} | of_views)
+        return Extractor(net, views, tmp_path / "store", precision, dtype)
+
+    return extractor
+
+
+def wanted(root: Path, columns: tuple[int, ...] = COLUMNS) -> Wanted:
+    return {f.digest.encode(): (f.path, columns) for f in check(folder(root), None).splits["train"]}
+
+
+def read(store: Store, pictures: Wanted, column: int) -> torch.Tensor:
+    places = store.find(np.array(list(pictures), dtype=DIGEST), column)
+    assert (places >= 0).all()
+    return store.read(places)
+
+
+def shards(store: Path) -> dict[str, torch.Tensor]:
+    return {path.name: torch.load(path, weights_only=True)["features"] for path in store.glob("*/*.pt")}
+
+
+def test_stored_features_are_those_of_the_network(drawn: Path, make: Make, network: GenderNet) -> None:
+    how = make(dtype="float32")
+    pictures = wanted(drawn)
+    assert how.compute(pictures) == 48 * 5
+    (digest, (path, _)) = list(pictures.items())[7]
+    views = how.views(features.load_rgb(path), digest.decode(), COLUMNS)
+    expected = network.features(how.views.preprocessing.normalize(views))
+    for column, row in zip(COLUMNS, expected):
+        assert torch.allclose(read(how.store, pictures, column)[7], row, rtol=1e-4, atol=1e-5)
+    halves = make()
+    halves.compute(pictures)
+    assert torch.equal(read(halves.store, pictures, 2), read(how.store, pictures, 2).half().float())
+
+
+def test_bf16_is_close_to_fp32(drawn: Path, make: Make) -> None:
+    pictures = wanted(drawn, (EVALUATION,))
+    exact, fast = make(), make(precision="bf16")
+    exact.compute(pictures)
+    fast.compute(pictures)
+    one, other = (read(how.store, pictures, EVALUATION) for how in (exact, fast))
+    assert not torch.equal(one, other)
+    assert torch.nn.functional.cosine_similarity(one, other).min() > 0.999
+
+
+@pytest.mark.skipif(not features.find_spec("openvino"), reason="the extra `fast` is not installed")
+def test_openvino_gives_the_same_features(drawn: Path, make: Make, network: GenderNet) -> None:
+    pictures = wanted(drawn, (EVALUATION,))
+    how = make()
+    other = Extractor(network, how.views, how.store.folder.parent, "fp32", engine="openvino")
+    assert other.store.folder != how.store.folder
+    how.compute(pictures)
+    other.compute(pictures, num_workers=1)
+    one, two = (read(extractor.store, pictures, EVALUATION) for extractor in (how, other))
+    assert torch.allclose(one, two, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"net": None}, {"dtype": "float32"}, {"precision": "bf16"}, {"flip": 0.9}, {"jitter": (0.2, 0.2, 0.3)},
+        {"blur": 5}, {"seed": 1}, {"preprocessing": {"size": 40}}, {"preprocessing": {"interpolation": "bicubic"}},
+        {"preprocessing": {"mean": (0.5, 0.5, 0.5)}}, {"preprocessing": {"std": (0.5, 0.5, 0.5)}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_each_part_of_the_name_alone_leads_to_other_features(change: dict[str, Any], drawn: Path, make: Make) -> None:
+    change = {key: GenderNet(None) if key == "net" else value for key, value in change.items()}
+    pictures = wanted(drawn, (0,))
+    one, other = make(), make(**change)
+    assert one.store.folder != other.store.folder
+    assert one.compute(pictures) == other.compute(pictures) == 48
+    assert not torch.equal(read(one.store, pictures, 0), read(other.store, pictures, 0))
+
+
+def test_an_added_picture_computes_one_picture_and_a_changed_one_too(faces: Path, make: Make) -> None:
+    assert make().compute(wanted(faces)) == 48 * 5
+    assert make().compute(wanted(faces)) == 0
+    first, second, *_ = sorted((faces / "train" / "male").iterdir())
+    picture = features.load_rgb(first).rotate(90)
+    picture.save(faces / "train" / "male" / "zz_0001.png")
+    assert make().compute(wanted(faces)) == 5
+    picture.rotate(90).save(second)  # the same name, another content
+    assert make().compute(wanted(faces)) == 5
+
+
+def test_more_views_compute_the_further_ones_alone(drawn: Path, make: Make, network: GenderNet) -> None:
+    how = make()
+    assert how.compute(wanted(drawn, (*range(4), EVALUATION))) == 48 * 5
+    before = read(how.store, wanted(drawn), 2)
+    assert make().compute(wanted(drawn, (*range(8), EVALUATION))) == 48 * 4
+    how.store.open()
+    assert torch.equal(read(how.store, wanted(drawn), 2), before)
+    whole = Extractor(network, how.views, how.store.folder / "at_once", "fp32")
+    whole.compute(wanted(drawn, (*range(8), EVALUATION)))
+    for column in (*range(8), EVALUATION):
+        one, other = read(whole.store, wanted(drawn), column), read(how.store, wanted(drawn), column)
+        assert torch.allclose(one, other, rtol=2e-3, atol=1e-4)  # float16, in other batches
+
+
+def test_a_truncated_shard_is_noticed_and_rebuilt(drawn: Path, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    how = make()
+    how.compute(wanted(drawn))
+    before = shards(how.store.folder.parent)
+    broken = sorted(how.store.folder.glob("*.pt"))[1]
+    rows = len(before[broken.name])
+    broken.write_bytes(broken.read_bytes()[:-1000])
+    again = make()
+    assert f"{broken} is damaged" in caplog.text
+    assert again.compute(wanted(drawn)) == rows
+    after = shards(how.store.folder.parent)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_picture_that_goes_missing_is_left_out_and_said(
+    faces: Path, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures = wanted(faces)
+    paths = [path for path, _ in pictures.values()]
+    for path in paths[20:31]:  # a whole shard of them, and one more
+        Path(path).unlink()
+    how = make()
+    how.compute(pictures)
+    assert f"left out: {paths[25]}" in caplog.text
+    digests = np.array(list(pictures), dtype=DIGEST)
+    assert (how.store.find(digests, 0) < 0).nonzero()[0].tolist() == list(range(20, 31))
+    split = type("Faces", (), {"labels": np.arange(48, dtype=np.int8) % 2, "digests": digests})
+    rows, labels, indices = FeatureDataset(split, how.store, 4).__getitems__([(19, 6), (20, 0), (31, 1)])
+    assert (indices.tolist(), labels.tolist()) == ([19, 31], [1, 1])
+    assert torch.equal(rows[0], read(how.store, {digests[19]: ("", ())}, 6 % 4)[0])
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{root!r}, {tests!r}]
+from gender_cls import features, store
+from test_features import Extractor, GenderNet, Preprocessing, Views, wanted
+features.SHARD_PICTURES = 10
+{before}
+views = Views(Preprocessing(size=32), 0.5, (0.2, 0.2, 0.2), 3, 0)
+how = Extractor(GenderNet({weights!r}), views, sys.argv[1], "fp32")
+{start}
+print(how.compute(wanted(Path({faces!r})), num_workers=1))
+"""
+KILLED_WHILE_WRITING = """
+import os, signal, torch
+save, count = torch.save, []
+def half(content, path):
+    save(content, path)
+    count.append(path)
+    if len(count) == 3:
+        os.truncate(path, 1000)
+        os.kill(os.getpid(), signal.SIGKILL)
+store.torch.save = half
+"""
+TOGETHER = """
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def driver(drawn: Path, backbone_file: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    def start(store: str, before: str = "", at_start: str = "") -> subprocess.Popen[str]:
+        code = DRIVER.format(
+            root=str(ROOT), tests=str(ROOT / "tests"), weights=str(backbone_file), faces=str(drawn),
+            before=before, start=at_start,
+        )  # fmt: skip
+        words = [sys.executable, "-c", code, str(tmp_path / store)]
+        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    return start
+
+
+def test_killed_while_it_computes_and_run_again_is_undisturbed(
+    driver: Callable[..., subprocess.Popen[str]], make: Make, network: GenderNet, drawn: Path, tmp_path: Path
+) -> None:
+    cut = driver("cut", KILLED_WHILE_WRITING)
+    cut.communicate()
+    assert cut.returncode == -signal.SIGKILL
+    assert len(shards(tmp_path / "cut")) == 2
+    assert len(list((tmp_path / "cut").glob("*/*.part"))) == 1
+    how = make()
+    again = Extractor(network, how.views, tmp_path / "cut", "fp32")
+    assert again.compute(wanted(drawn), num_workers=1) == (48 - 2 * 10) * 5
+    how.compute(wanted(drawn), num_workers=1)
+    one, other = shards(tmp_path / "store"), shards(tmp_path / "cut")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not list((tmp_path / "cut").glob("*/*.part"))
+
+
+def test_two_processes_started_together_end_with_one_store(
+    driver: Callable[..., subprocess.Popen[str]], make: Make, drawn: Path, tmp_path: Path
+) -> None:
+    both = [driver("both", at_start=TOGETHER) for _ in range(2)]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    said = [process.communicate("go\n")[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(int(text.split()[-1]) for text in said) == [0, 48 * 5]  # only one of them computed
+    make().compute(wanted(drawn), num_workers=1)
+    one, other = shards(tmp_path / "store"), shards(tmp_path / "both")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_is_stored_is_listed_and_cleared(
+    drawn: Path, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["store", "--dir", str(tmp_path / "store"), *words])
+        main()
+        return capsys.readouterr().out
+
+    assert command() == f"no features in {tmp_path / 'store'}\n"
+    one, other = make(), make(seed=1)
+    one.compute(wanted(drawn))
+    other.compute(wanted(drawn, (0,)))
+    capsys.readouterr()
+    lines = command().splitlines()
+    assert lines[0].startswith(one.store.folder.name)
+    assert re.search(r" 0\.\d MB +48 pictures +5 views .* view_seed=0$", lines[0])
+    with pytest.raises(SystemExit, match="2"):
+        command("--clear", "nonsense")
+    assert command("--clear", other.store.folder.name) == f"deleted {other.store.folder.name}\n"
+    assert len(command().splitlines()) == 1
+    command("--clear", "all")
+    assert command() == f"no features in {tmp_path / 'store'}\n"
+
+
+def test_a_store_that_cannot_be_written_is_one_line(drawn: Path, make: Make, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(UserError, match=r"features\.dir: .* can't be written"):
+        make()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_shard(drawn: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file")
+
+    how = make()
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="PytorchStreamWriter failed writing file"):
+        how.compute(wanted(drawn))
+    assert not shards(how.store.folder.parent)
