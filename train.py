@@ -284,7 +284,7 @@ def evaluate(trainer: pl.Trainer, module: GenderModule, data: FaceDataModule) ->
 def log_start(trainer: pl.Trainer, data: FaceDataModule) -> None:
     """TensorBoard: what the network is trained on, as it sees it."""
     if isinstance(trainer.logger, TensorBoardLogger):
-        views, names = data.first_views(32)
+        views, names = data.first_views(16)
         trainer.logger.experiment.add_image("train/views", report.contact_sheet(views))
         trainer.logger.experiment.add_text("train/views_labels", ", ".join(names))
 

@@ -22,7 +22,7 @@ from gender_cls.transforms import Views
 log = logging.getLogger(__name__)
 
 SHARD_PICTURES = 1024  # what a killed extraction loses at most: a minute or two on a small machine
-BATCH, GPU_BATCH = 32, 256  # views that go through the backbone at once
+BATCH, GPU_BATCH = 18, 256  # views that go through the backbone at once; with few, malloc keeps its blocks
 VERSION = 1  # to be raised when equal facts come to mean other features
 
 Columns = tuple[int, ...]

@@ -1,18 +1,19 @@
 """What a person looks at: tables in the terminal, pictures in TensorBoard, the figures of a run."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torchvision.utils import make_grid
 
 from gender_cls import CLASSES
 from gender_cls.checks import FaceSet
 from gender_cls.metrics import RESAMPLES, confusion, f1_macro_interval, scores
 from gender_cls.sources import Face
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 20  # skipped pictures that are listed one by one
 
@@ -75,8 +76,11 @@ def classification_report(split: str, figures: Mapping[str, Any]) -> str:
     )
 
 
-def confusion_figure(split: str, figures: Mapping[str, Any]) -> Figure:
+def confusion_figure(split: str, figures: Mapping[str, Any]) -> "Figure":
     """Rows are the dataset's labels, columns the answers; shade is the share of the row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second that most jobs of a sweep don't need
+    from matplotlib.figure import Figure
+
     counts = np.array(figures["confusion"])
     figure = Figure(figsize=(4.2, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
