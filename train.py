@@ -236,6 +236,11 @@ def fit(
     Raises:
         UserError: the head's values are no longer finite.
     """
+    threads = torch.get_num_threads()
+    if data.features:
+        torch.set_num_threads(
+            1
+        )  # a head's batch is too little to share, and threads on a busy core wait for each other
     try:
         trainer.fit(module, data, ckpt_path=ckpt_path)
     except SystemExit:  # Lightning's answer to Ctrl-C
@@ -247,6 +252,8 @@ def fit(
         else:
             print("\nstopped before the first epoch ended; nothing to go on from")
         raise
+    finally:
+        torch.set_num_threads(threads)
     if not all(parameter.isfinite().all() for parameter in module.network.head.parameters()):
         raise UserError("the training diverged: the head holds values that are not finite; lower model.optimizer.lr")
 
