@@ -20,16 +20,15 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.loggers import TensorBoardLogger
 
-from gender_cls import cache_folder, report
+from gender_cls import cache_folder, dashboard, report
 from gender_cls.checks import check
 from gender_cls.datamodule import FaceDataModule
 from gender_cls.errors import UserError
 from gender_cls.export import save_model, write_json
 from gender_cls.features import Extractor
-from gender_cls.module import GenderModule
-from gender_cls.network import GenderNet, safe_load
+from gender_cls.module import GenderModule, check_checkpoint
+from gender_cls.network import GenderNet
 from gender_cls.sources import Splits
 from gender_cls.sweep import ERROR_FILE
 from gender_cls.transforms import Preprocessing, Views
@@ -86,6 +85,9 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     words = HydraConfig.get().overrides.task
     if not in_sweep or HydraConfig.get().job.num == 0:
         print(report.describe_data(data.faces))
+    short = in_sweep and cfg.views > 0  # the best head is had again in seconds, so only figures are written
+    trainer = make_trainer(cfg, run_dir, checkpoints=not short)
+    extractor = make_extractor(cfg, network, data, trainer) if cfg.views else None
     module = GenderModule(
         network,
         instantiate(cfg.model.optimizer),
@@ -93,24 +95,21 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
         class_counts=data.class_counts,
         class_weight=cfg.model.class_weight,
         eval_splits=data.eval_splits,
-        settings=settings(cfg, data),
+        settings=settings(cfg, data, extractor),
     )
-    short = in_sweep and cfg.views > 0  # the best head is had again in seconds, so only figures are written
-    trainer = make_trainer(cfg, run_dir, checkpoints=not short)
     if cfg.ckpt_path:
         check_checkpoint(cfg.ckpt_path, module, cfg.trainer.max_epochs)
-    if cfg.views:
-        folder = cfg.features.dir or cache_folder()
-        how = {key: cfg.features[key] for key in ("precision", "dtype", "engine")}
-        extractor = Extractor(network, data.views, folder, **how, device=trainer.strategy.root_device)
+    if extractor:
         data.compute_features(extractor, cfg.views)
     if not short:
-        log_start(trainer, data)
+        dashboard.show_views(trainer, data)
     started = time.monotonic()
     fit(trainer, module, data, cfg.ckpt_path, words)
     fitted = {"epochs": trainer.current_epoch, "seconds": round(time.monotonic() - started, 1)}
     figures = evaluate(trainer, module, data)
-    log_end(trainer, cfg, figures, pictures=not short)
+    if not short:
+        dashboard.show_confusion(trainer, figures)
+    dashboard.show_figures(trainer, hyper_parameters(cfg), figures)
     split = data.eval_splits[0]
     objective = {"name": f"{split}/f1_macro", "value": figures[split]["f1_macro"]}
     facts = {"fingerprint": data.faces.fingerprint, "counts": data.faces.counts(), "skipped": data.faces.skipped}
@@ -172,18 +171,32 @@ def make_data(cfg: DictConfig, splits: Splits) -> FaceDataModule:
     return FaceDataModule(faces, views, cfg.data.batch_size, cfg.data.num_workers, cfg.data.balanced_sampler, cfg.seed)
 
 
-def settings(cfg: DictConfig, data: FaceDataModule) -> dict[str, Any]:
+def make_extractor(cfg: DictConfig, network: GenderNet, data: FaceDataModule, trainer: pl.Trainer) -> Extractor:
+    """What computes and stores the frozen features, on the trainer's device."""
+    how = {key: cfg.features[key] for key in ("precision", "dtype", "engine")}
+    folder = cfg.features.dir or cache_folder()
+    return Extractor(network, data.views, folder, **how, device=trainer.strategy.root_device)
+
+
+def settings(cfg: DictConfig, data: FaceDataModule, extractor: Extractor | None) -> dict[str, Any]:
     """What decides the order, the views, who is held out and how a step is taken: a resumed run must share it."""
     keys = ("holdout", "split_seed", "view_seed", "batch_size", "size", "balanced_sampler", "augment")
     return {
         "data": data.faces.fingerprint,
         "seed": cfg.seed,
         "views": cfg.views,
-        **{f"features.{key}": cfg.features[key] for key in ("precision", "dtype", "engine") if cfg.views},
+        "features": extractor and extractor.how,
         **{f"data.{key}": plain(cfg.data)[key] for key in keys},
         "model.class_weight": cfg.model.class_weight,
         "model.optimizer": cfg.model.optimizer["_target_"],
     }
+
+
+def hyper_parameters(cfg: DictConfig) -> dict[str, Any]:
+    """What TensorBoard compares runs by."""
+    data = {key: plain(cfg.data)[key] for key in ("batch_size", "balanced_sampler", "augment", "size", "holdout")}
+    of_run = {"seed": cfg.seed, "max_epochs": cfg.trainer.max_epochs, "views": cfg.views}
+    return {**of_run, "model": plain(cfg.model), "data": data}
 
 
 def plain(node: DictConfig) -> dict[str, Any]:
@@ -210,24 +223,6 @@ def make_trainer(cfg: DictConfig, run_dir: Path, checkpoints: bool) -> pl.Traine
     return trainer
 
 
-def check_checkpoint(ckpt_path: str, module: GenderModule, max_epochs: int) -> None:
-    """Refuse what can't be resumed before any work is done.
-
-    Raises:
-        UserError: the file is missing, damaged, a pickle, no checkpoint, another run's, or trained to its end.
-    """
-    source = f"ckpt_path={ckpt_path}"
-    if not os.path.isfile(ckpt_path):
-        raise UserError(f"{source}: no such file; a run leaves last.ckpt in its folder after each epoch")
-    checkpoint = safe_load(ckpt_path, source)
-    if not isinstance(checkpoint, dict) or not {"state_dict", "optimizer_states", "loops", "epoch"} <= set(checkpoint):
-        raise UserError(f"{source} is no checkpoint of a run; give the last.ckpt of a run folder")
-    module.on_load_checkpoint(checkpoint, source)
-    done = checkpoint["epoch"] + 1
-    if max_epochs <= done:
-        raise UserError(f"{source} has its {done} epochs already; give trainer.max_epochs above that to go on")
-
-
 def fit(
     trainer: pl.Trainer, module: GenderModule, data: FaceDataModule, ckpt_path: str | None, words: list[str]
 ) -> None:
@@ -238,9 +233,8 @@ def fit(
     """
     threads = torch.get_num_threads()
     if data.features:
-        torch.set_num_threads(
-            1
-        )  # a head's batch is too little to share, and threads on a busy core wait for each other
+        # a head's batch is too little to share, and threads wait for each other where a core is busy
+        torch.set_num_threads(1)
     try:
         trainer.fit(module, data, ckpt_path=ckpt_path)
     except SystemExit:  # Lightning's answer to Ctrl-C
@@ -250,7 +244,7 @@ def fit(
             command = shlex.join(["python", "train.py", *again, f"ckpt_path={quoted(shown(last))}"])
             print(f"\nstopped in epoch {trainer.current_epoch + 1}; to go on from the last whole epoch:\n{command}")
         else:
-            print("\nstopped before the first epoch ended; nothing to go on from")
+            print(f"\nstopped in epoch {trainer.current_epoch + 1}; no checkpoint is saved yet to go on from")
         raise
     finally:
         torch.set_num_threads(threads)
@@ -286,36 +280,6 @@ def evaluate(trainer: pl.Trainer, module: GenderModule, data: FaceDataModule) ->
         indices = torch.cat([i for _, i in batches]).tolist()
         figures[split] = report.evaluate(probabilities, [data.faces.splits[split][i] for i in indices])
     return figures
-
-
-def log_start(trainer: pl.Trainer, data: FaceDataModule) -> None:
-    """TensorBoard: what the network is trained on, as it sees it."""
-    if isinstance(trainer.logger, TensorBoardLogger):
-        views, names = data.first_views(16)
-        trainer.logger.experiment.add_image("train/views", report.contact_sheet(views))
-        trainer.logger.experiment.add_text("train/views_labels", ", ".join(names))
-
-
-def log_end(trainer: pl.Trainer, cfg: DictConfig, figures: dict[str, dict[str, Any]], pictures: bool) -> None:
-    """TensorBoard: HPARAMS with the final metrics, and confusion matrices as pictures."""
-    if not isinstance(trainer.logger, TensorBoardLogger):
-        return
-    for split, values in figures.items() if pictures else ():
-        figure = report.confusion_figure(split, values)
-        trainer.logger.experiment.add_figure(f"{split}/confusion", figure, trainer.global_step)
-    data = {key: plain(cfg.data)[key] for key in ("batch_size", "balanced_sampler", "augment", "size", "holdout")}
-    chosen = {
-        "seed": cfg.seed,
-        "max_epochs": cfg.trainer.max_epochs,
-        "views": cfg.views,
-        "model": plain(cfg.model),
-        "data": data,
-    }
-    metrics = {
-        f"final/{s}_{n}": v[n] for s, v in figures.items() for n in ("f1_macro", "f1_female", "f1_male", "accuracy")
-    }
-    trainer.logger.log_hyperparams(chosen, metrics)
-    trainer.logger.finalize("success")
 
 
 def show(figures: dict[str, dict[str, Any]]) -> None:

@@ -10,13 +10,14 @@ from importlib.util import find_spec
 
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from gender_cls.backbones import folded, openvino_backbone, torch_backbone
 from gender_cls.network import GenderNet
 from gender_cls.transforms import EVALUATION, Preprocessing, Views
 
 
-def rate(run: Callable[[], object], number: int, seconds: float) -> float:
+def rate(run: Callable[[], object], number: float, seconds: float) -> float:
     """How many of `number` a call there are a second, after one call to warm up."""
     run()
     started, calls = time.perf_counter(), 0
@@ -38,7 +39,7 @@ def main() -> None:
     views = Views(Preprocessing(), flip=0.5, jitter=(0.2, 0.2, 0.2), blur=3, seed=0)
     noise = torch.randint(0, 256, (arguments.batch, 3, 224, 224), dtype=torch.uint8)
 
-    def line(what: str, run: Callable[[], object], number: int = arguments.batch) -> None:
+    def line(what: str, run: Callable[[], object], number: float = arguments.batch) -> None:
         print(f"{what:52s} {rate(run, number, arguments.seconds):8.1f} views/s", flush=True)
 
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, batches of {arguments.batch}")
@@ -53,6 +54,12 @@ def main() -> None:
     for precision in ("fp32", "bf16") if find_spec("openvino") else ():
         backbone = openvino_backbone(network, views.preprocessing, precision)
         line(f"openvino, {precision}", lambda run=backbone: run(noise))
+    with FlopCounterMode(display=False) as counter:
+        network.backbone(torch.zeros(1, 3, 224, 224))
+    for dtype in (torch.float32, torch.bfloat16):
+        square = torch.rand(2048, 2048).to(dtype)
+        as_views = 2 * 2048**3 / counter.get_total_flops()
+        line(f"the same arithmetic as a matrix product, {dtype}", lambda square=square: square @ square, as_views)
     torch.set_num_threads(1)
     picture = Image.fromarray(noise[0].permute(1, 2, 0).numpy()).resize((171, 256))
     line("eight training views and one, one core, no backbone", lambda: views(picture, "", (*range(8), EVALUATION)), 9)

@@ -85,10 +85,11 @@ def main() -> None:
             words = [sys.executable, str(PROJECT / "train.py"), "experiment=seed", "views=8", f"data.root='{root}'"]
             words += [f"model.weights='{weights}'"] if weights else []
             words += [f"features.engine={engine}", f"trainer.max_epochs={EPOCHS}", f"features.dir=features_{engine}"]
+            words += ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
             for state in ("cold", "warm"):
                 if state == "cold" and Path(folder, "cache/gender_cls/pictures.sqlite").exists():
                     Path(folder, "cache/gender_cls/pictures.sqlite").unlink()
-                run = measure([*words, f"hydra.run.dir={engine}_{state}", "trainer.enable_progress_bar=false"], folder)
+                run = measure([*words, f"hydra.run.dir={engine}_{state}"], folder)
                 f1 = json.loads(Path(folder, f"{engine}_{state}", "metrics.json").read_text())["val"]["f1_macro"]
                 rows.append(
                     [f"{engine}, {state}", f"{run.seconds:.1f}", f"{whole / run.seconds:.1f}", f"{run.peak_mb:.0f}", f1]

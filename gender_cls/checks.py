@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from gender_cls import CLASSES, cache_folder
 from gender_cls.errors import UserError
-from gender_cls.images import PictureError, load_rgb
+from gender_cls.images import PictureError, content_digest, load_rgb
 from gender_cls.people import name_people, split_people
 from gender_cls.sources import UNSPLIT, Splits
 
@@ -183,7 +183,7 @@ class _Memory:
 def _read_one(path: str) -> tuple[str, str]:
     try:
         load_rgb(path)
-        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest(), ""
+        return content_digest(Path(path).read_bytes()), ""
     except PictureError as error:
         return "", str(error)
     except OSError as error:

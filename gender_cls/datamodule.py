@@ -100,6 +100,7 @@ class FaceDataModule(pl.LightningDataModule):
                 if digest not in wanted or split == "train":
                     wanted[digest] = os.fsdecode(path), columns
         extractor.compute(wanted, self.num_workers)
+        self.number = number
         self.features = {
             split: FeatureDataset(pictures, extractor.store, number if split == "train" else 0)
             for split, pictures in self.pictures.items()
@@ -140,6 +141,8 @@ class FaceDataModule(pl.LightningDataModule):
         """The first training views of epoch 0 as RGB in 0..1 (N, 3, size, size), and their class names."""
         self.sampler.set_epoch(0)
         keys = [key for key, _ in zip(self.sampler, range(number))]
+        if self.features:
+            keys = [(index, draw % self.number) for index, draw in keys]
         items = [item for item in map(self.pictures["train"].__getitem__, keys) if item is not None]
         preprocessing = self.views.preprocessing
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in (preprocessing.mean, preprocessing.std))

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from gender_cls.images import PictureError, load_rgb
+from gender_cls.network import FEATURES
 from gender_cls.sources import Face
 from gender_cls.store import Store
 from gender_cls.transforms import EVALUATION, Views
@@ -86,4 +87,5 @@ class FeatureDataset(Dataset[Item]):
         indices, columns = np.array(draws).T
         places = self.places[indices, columns]
         stored = torch.from_numpy(indices[places >= 0])
-        return [self.store.read(places[places >= 0]), self.labels[stored], stored]
+        features = self.store.read(places[places >= 0]) if len(stored) else torch.empty(0, FEATURES)
+        return [features, self.labels[stored], stored]

@@ -2,19 +2,23 @@
 
 import logging
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from gender_cls.backbones import Backbone, best_precision, openvino_backbone, torch_backbone
 from gender_cls.errors import UserError
-from gender_cls.images import PictureError, load_rgb
+from gender_cls.images import PictureError, content_digest, load_rgb
 from gender_cls.network import FEATURES, GenderNet
 from gender_cls.store import DIGEST, Store
 from gender_cls.transforms import Views
@@ -69,8 +73,8 @@ class Extractor:
             self.build = partial(openvino_backbone, network, views.preprocessing, self.precision)
         else:
             self.build = partial(torch_backbone, network, views.preprocessing, self.precision, self.device)
-        how = {"precision": self.precision, "dtype": dtype, "engine": engine, "version": VERSION}
-        self.store = Store(folder, {"backbone": network.backbone_hash(), **views.facts, **how})
+        self.how = {"precision": self.precision, "dtype": dtype, "engine": engine, "version": VERSION}
+        self.store = Store(folder, {"backbone": network.backbone_hash(), **views.facts, **self.how})
 
     def compute(self, wanted: Wanted, num_workers: int = 0) -> int:
         """Bring the store up to what is wanted, and no further.
@@ -80,7 +84,11 @@ class Extractor:
             num_workers: Processes; 0 does everything in this one.
 
         Returns:
-            The number of views that were missing. Pictures that can't be read any more are left out, and said.
+            The number of views that were missing. Pictures that can't be read any more, or are not what they were
+            when they were checked, are left out, and said.
+
+        Raises:
+            UserError: the store can't be read or written.
         """
         missing = self._missing(wanted)
         if missing:
@@ -114,19 +122,22 @@ class Extractor:
         blocks = _Blocks(
             [block for shard in plan for block in shard], missing, self.views, self.build if in_workers else None
         )
-        computed = iter(DataLoader(blocks, batch_size=None, num_workers=num_workers))
+        computed = iter(DataLoader(blocks, batch_size=None, num_workers=min(num_workers, len(blocks))))
         total = sum(len(columns) for _, columns in missing.values())
         print(f"computing {total} views of {len(missing)} pictures into {self.store.folder}")
         with tqdm(total=total, desc="features", unit="view", disable=None, leave=False) as bar:
+            pictures, started = 0, time.monotonic()
             for shard in plan:
                 read: list[bytes] = []
                 parts = []
                 for columns, digests in shard:
                     some, output = next(computed)
                     if some:
-                        features = backbone(output) if backbone else output
+                        features = _in_batches(backbone, output, GPU_BATCH) if backbone else output
                         parts.append(features.reshape(len(some), len(columns), FEATURES))
                         read += some
+                    pictures += len(digests)
+                    bar.set_postfix_str(f"{pictures / (time.monotonic() - started):.1f} pictures/s", refresh=False)
                     bar.update(len(columns) * len(digests))
                 if read:
                     self.store.write(np.array(read, dtype=DIGEST), columns, torch.cat(parts).to(self.dtype))
@@ -155,11 +166,26 @@ class _Blocks(Dataset[tuple[list[bytes], torch.Tensor]]):
         for digest in digests:
             path = self.pictures[digest][0]
             try:
-                views[digest] = self.views(load_rgb(path), digest.decode(), columns)
+                views[digest] = self.views(_load(path, digest.decode()), digest.decode(), columns)
             except PictureError as error:
                 log.warning("left out: %s: %s", path, error)
         output = torch.cat(list(views.values())) if views else torch.empty(0)
-        return list(views), self.backbone(output) if self.backbone and views else output
+        return list(views), _in_batches(self.backbone, output, BATCH) if self.backbone and views else output
+
+
+def _load(path: str, digest: str) -> Image.Image:
+    """The picture, if its file still is what was checked: features of another are not stored under its digest."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise PictureError((error.strerror or str(error)).lower()) from error
+    if content_digest(content) != digest:
+        raise PictureError("changed since it was checked")
+    return load_rgb(BytesIO(content))
+
+
+def _in_batches(backbone: Backbone, views: torch.Tensor, size: int) -> torch.Tensor:
+    return torch.cat([backbone(some) for some in torch.split(views, size)])  # a picture may have more views than that
 
 
 def _plan(missing: Wanted, batch: int) -> list[list[Block]]:

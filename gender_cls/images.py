@@ -1,6 +1,8 @@
 """From a file to an upright 8-bit RGB picture, whatever the file holds."""
 
+import hashlib
 import os
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,7 +14,12 @@ class PictureError(Exception):
     """A file that gives no picture; the text says why and leaves the path to the caller."""
 
 
-def load_rgb(path: str | os.PathLike[str]) -> Image.Image:
+def content_digest(content: bytes) -> str:
+    """Hash of a file's content, 32 hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def load_rgb(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """Decode a whole picture file.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bit (Pillow's own

@@ -1,5 +1,6 @@
 """GenderModule: how GenderNet is trained and watched."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from torchmetrics import MetricCollection
 
 from gender_cls.errors import UserError
 from gender_cls.metrics import collection
-from gender_cls.network import GenderNet
+from gender_cls.network import GenderNet, safe_load
 
 Batch = list[torch.Tensor]  # what GenderNet takes (N, ...), labels (N), indices (N)
 
@@ -76,7 +77,7 @@ class GenderModule(pl.LightningModule):
         self._loss_count = 0
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the epoch. To log each step, as `self.log(on_epoch=True)` does, takes as long as it."""
+        """Log the mean loss of the epoch; `self.log(on_epoch=True)` in each step takes as long as the step itself."""
         self.log("train/loss", self._loss_sum / max(1, self._loss_count))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -139,6 +140,24 @@ class GenderModule(pl.LightningModule):
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         weight = torch.tensor(self.pos_weight, device=logits.device)
         return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
+
+
+def check_checkpoint(ckpt_path: str, module: GenderModule, max_epochs: int) -> None:
+    """Refuse what can't be resumed before any work is done.
+
+    Raises:
+        UserError: the file is missing, damaged, a pickle, no checkpoint, another run's, or trained to its end.
+    """
+    source = f"ckpt_path={ckpt_path}"
+    if not os.path.isfile(ckpt_path):
+        raise UserError(f"{source}: no such file; a run leaves last.ckpt in its folder after each epoch")
+    checkpoint = safe_load(ckpt_path, source)
+    if not isinstance(checkpoint, dict) or not {"state_dict", "optimizer_states", "loops", "epoch"} <= set(checkpoint):
+        raise UserError(f"{source} is no checkpoint of a run; give the last.ckpt of a run folder")
+    module.on_load_checkpoint(checkpoint, source)
+    done = checkpoint["epoch"] + 1
+    if max_epochs <= done:
+        raise UserError(f"{source} has its {done} epochs already; give trainer.max_epochs above that to go on")
 
 
 def _trained_part(state: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,12 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,54 +40,58 @@ class Store:
         facts: Everything that makes features differ; other facts are another store.
 
     Raises:
-        UserError: the folder can't be written.
+        UserError: the folder can't be written, or a shard not read.
     """
 
     def __init__(self, folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
         text = json.dumps(facts, indent=2, sort_keys=True)
         self.folder = Path(folder) / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        self._shards: list[torch.Tensor] = []  # only ever added to: places that were found stay right
+        self._rows: dict[Path, tuple[tuple[int, ...], np.ndarray, np.ndarray]] = {}
+        about = self.folder / ABOUT
         with self._writing():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = self.folder / f"{ABOUT}-{os.getpid()}"
-            unfinished.write_text(text)
-            os.replace(unfinished, self.folder / ABOUT)  # its time says when the store was used last
+            if about.exists():
+                with suppress(OSError):  # a full store can be read by those who may not write it
+                    os.utime(about)  # when it was used last
+            else:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                unfinished = self.folder / f"{ABOUT}-{os.getpid()}"
+                unfinished.write_text(text)
+                os.replace(unfinished, about)
         self.open()
 
     def open(self) -> None:
-        """Map the shards that are there; one that is cut off is deleted, so its features are computed anew.
+        """Map the shards that have come; one that is cut off is passed over, so its features are computed anew.
 
         Raises:
             UserError: a shard can't be read.
         """
-        self._shards: list[torch.Tensor] = []
-        tables: dict[tuple[int, ...], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
-        for path in sorted(self.folder.glob(f"*{SHARD}")):
-            shard = self._map(path)
+        for path in sorted(set(self.folder.glob(f"*{SHARD}")) - set(self._rows)):
+            shard = self._read(path)
             if shard is None:
                 log.warning("%s is damaged; its features are computed again", path)
-                path.unlink(missing_ok=True)
                 continue
             digests = shard["digests"].numpy().view(DIGEST).ravel()
             first = len(self._shards) << 32 | np.arange(len(digests))
-            rows = np.full(len(digests), len(digests))
-            tables.setdefault(tuple(shard["columns"]), []).append((digests, first, rows))
+            self._rows[path] = tuple(shard["columns"]), digests, first
             self._shards.append(shard["features"])
+        alike = defaultdict(list)
+        for columns, digests, first in self._rows.values():
+            alike[columns].append((digests, first, np.full(len(digests), len(digests))))
         self._tables = {}
-        for columns, parts in tables.items():
+        for columns, parts in alike.items():
             digests, first, rows = (np.concatenate(part) for part in zip(*parts))
             order = np.argsort(digests)
             self._tables[columns] = digests[order], first[order], rows[order]
 
-    def _map(self, path: Path) -> dict[str, Any] | None:
+    def _read(self, path: Path) -> dict[str, Any] | None:
         try:
-            with path.open("rb") as file:
-                whole = zipfile.is_zipfile(file)  # torch.save writes one, and its directory is at the end
-            return torch.load(path, mmap=True, weights_only=True) if whole else None
+            return read_shard(path)
         except (OSError, RuntimeError) as error:  # no reason to delete it: rights, or too little memory to map
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            name = self.folder.name
+            command = shlex.join(["python", "-m", "gender_cls.store", "--dir", str(self.folder.parent)])
             raise UserError(
-                f"features.dir: {path} can't be read ({reason}); `python -m gender_cls.store --clear {name}` deletes it"
+                f"features.dir: {path} can't be read ({_reason(error)}); "
+                f"`{command} --clear {self.folder.name}` deletes it"
             ) from error
 
     def find(self, digests: np.ndarray, column: int) -> np.ndarray:
@@ -99,9 +105,8 @@ class Store:
         return places
 
     def read(self, places: np.ndarray) -> torch.Tensor:
-        """Features, float32 (N, 512), of places that `find` gave."""
-        rows = [self._shards[place >> 32][place & 0xFFFFFFFF] for place in places.tolist()]
-        return torch.stack(rows).float() if rows else torch.empty(0, 1)
+        """Features, float32 (N, 512), of at least one place that `find` gave."""
+        return torch.stack([self._shards[place >> 32][place & 0xFFFFFFFF] for place in places.tolist()]).float()
 
     def write(self, digests: np.ndarray, columns: Sequence[int], features: torch.Tensor) -> None:
         """Add a shard.
@@ -138,6 +143,9 @@ class Store:
         try:
             for unfinished in self.folder.glob("*.part"):  # of a process that was killed
                 unfinished.unlink()
+            for path in set(self.folder.glob(f"*{SHARD}")) - set(self._rows):
+                if self._read(path) is None:
+                    path.unlink()
             self.open()
             yield
             self.open()
@@ -149,8 +157,23 @@ class Store:
         try:
             yield
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise UserError(f"features.dir: {self.folder} can't be written ({reason}); give another folder") from error
+            raise UserError(
+                f"features.dir: {self.folder} can't be written ({_reason(error)}); give another folder"
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+
+
+def read_shard(path: Path) -> dict[str, Any] | None:
+    """A shard, mapped; None if it is cut off, or gone since it was listed."""
+    try:
+        with path.open("rb") as file:
+            whole = zipfile.is_zipfile(file)  # torch.save writes one, and its directory is at the end
+        return torch.load(path, mmap=True, weights_only=True) if whole else None
+    except FileNotFoundError:
+        return None
 
 
 def stores(folder: Path) -> list[Path]:
@@ -163,7 +186,7 @@ def stores(folder: Path) -> list[Path]:
 def _line(store: Path) -> str:
     """One store: name, size, pictures, views, and what it is of."""
     facts = json.loads((store / ABOUT).read_text())
-    shards = [torch.load(path, mmap=True, weights_only=True) for path in store.glob(f"*{SHARD}")]
+    shards = [shard for path in store.glob(f"*{SHARD}") if (shard := read_shard(path))]
     pictures = len(set().union(*(shard["digests"].numpy().view(DIGEST).ravel().tolist() for shard in shards)))
     views = len(set().union(*(shard["columns"] for shard in shards)))
     size = sum(path.stat().st_size for path in store.iterdir())

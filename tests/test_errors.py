@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, Run, script
 
 from gender_cls import network
+from gender_cls.datamodule import FaceDataModule
 
 Fails = Callable[..., str]
 
@@ -271,6 +272,21 @@ def test_pictures_that_go_missing_in_a_run(
 
     monkeypatch.setattr(pl.Trainer, "fit", remove_then_fit)
     words = ("trainer.max_epochs=1", "data.num_workers=1", "data.holdout=0", "views=0")
+    assert "not one picture of val can be read any more" in fails(train, f"data.root={faces}", *words)
+
+
+def test_pictures_that_go_missing_before_their_features_are_computed(
+    faces: Path, train: Run, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = FaceDataModule.compute_features
+
+    def remove_then_compute(*args: object) -> None:
+        for picture in faces.glob("val/*/*.jpg"):
+            picture.unlink()
+        compute(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FaceDataModule, "compute_features", remove_then_compute)
+    words = ("trainer.max_epochs=1", "data.holdout=0", "features.dir=store")
     assert "not one picture of val can be read any more" in fails(train, f"data.root={faces}", *words)
 
 

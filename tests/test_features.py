@@ -151,10 +151,45 @@ def test_a_truncated_shard_is_noticed_and_rebuilt(drawn: Path, make: Make, caplo
     broken.write_bytes(broken.read_bytes()[:-1000])
     again = make()
     assert f"{broken} is damaged" in caplog.text
+    assert broken.exists()  # it is deleted by who holds the lock
     assert again.compute(wanted(drawn)) == rows
     after = shards(how.store.folder.parent)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_for_a_gpu_the_workers_make_views_and_the_process_the_features(
+    drawn: Path, make: Make, network: GenderNet, tmp_path: Path
+) -> None:
+    on_cpu = make()
+    as_on_gpu = Extractor(network, on_cpu.views, tmp_path / "gpu", "fp32")
+    as_on_gpu.device = torch.device("cuda")  # where it runs is left to the CPU
+    assert as_on_gpu.compute(wanted(drawn), num_workers=2) == on_cpu.compute(wanted(drawn)) == 48 * 5
+    for column in COLUMNS:
+        one, other = read(on_cpu.store, wanted(drawn), column), read(as_on_gpu.store, wanted(drawn), column)
+        assert torch.allclose(one, other, rtol=2e-3, atol=1e-4)  # float16, in other batches
+
+
+def test_places_stay_right_while_the_store_grows(drawn: Path, make: Make) -> None:
+    how = make()
+    pictures = wanted(drawn)
+    how.compute(wanted(drawn, (1,)))
+    places = how.store.find(np.array(list(pictures), dtype=DIGEST), 1)
+    before = how.store.read(places)
+    how.compute(wanted(drawn, tuple(range(7))))
+    assert torch.equal(how.store.read(places), before)
+
+
+def test_a_picture_that_changes_after_the_check_is_left_out_and_said(
+    faces: Path, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures = wanted(faces)
+    (path, _), (other, _) = list(pictures.values())[3:5]
+    Path(path).write_bytes(Path(other).read_bytes())
+    how = make()
+    how.compute(pictures)
+    assert f"left out: {path}: changed since it was checked" in caplog.text
+    assert (how.store.find(np.array(list(pictures), dtype=DIGEST), 0) < 0).nonzero()[0].tolist() == [3]
 
 
 def test_a_picture_that_goes_missing_is_left_out_and_said(

@@ -74,7 +74,7 @@ ALLOWED = {  # who may import whom: a face travels one way
     "checks": {"people", "sources", "errors", "images"},
     "store": {"errors"}, "backbones": {"network", "transforms"},
     "features": {"backbones", "errors", "images", "network", "store", "transforms"},
-    "datasets": {"images", "sources", "store", "transforms"},
+    "dashboard": {"datamodule", "report"}, "datasets": {"network", "images", "sources", "store", "transforms"},
     "datamodule": {"checks", "datasets", "features", "transforms"},
     "module": {"network", "metrics", "errors"},
     "report": {"metrics", "sources", "checks"}, "export": {"network", "transforms"},

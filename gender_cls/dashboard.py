@@ -1,0 +1,37 @@
+"""What TensorBoard shows beside the curves; without its logger, nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from gender_cls.datamodule import FaceDataModule
+from gender_cls.report import confusion_figure, contact_sheet
+
+Figures = Mapping[str, Mapping[str, Any]]  # of each split, as `report.evaluate` gives them
+
+
+def show_views(trainer: pl.Trainer, data: FaceDataModule) -> None:
+    """What the head is trained on first."""
+    if isinstance(trainer.logger, TensorBoardLogger):
+        views, names = data.first_views(16)
+        trainer.logger.experiment.add_image("train/views", contact_sheet(views))
+        trainer.logger.experiment.add_text("train/views_labels", ", ".join(names))
+
+
+def show_confusion(trainer: pl.Trainer, figures: Figures) -> None:
+    """The confusion matrix of each split."""
+    if isinstance(trainer.logger, TensorBoardLogger):
+        for split, values in figures.items():
+            figure = confusion_figure(split, values)
+            trainer.logger.experiment.add_figure(f"{split}/confusion", figure, trainer.global_step)
+
+
+def show_figures(trainer: pl.Trainer, hyper_parameters: dict[str, Any], figures: Figures) -> None:
+    """A line of HPARAMS, with the final metrics."""
+    if isinstance(trainer.logger, TensorBoardLogger):
+        names = ("f1_macro", "f1_female", "f1_male", "accuracy")
+        metrics = {f"final/{split}_{name}": values[name] for split, values in figures.items() for name in names}
+        trainer.logger.log_hyperparams(hyper_parameters, metrics)
+        trainer.logger.finalize("success")
