@@ -54,6 +54,7 @@ class Watch(threading.Thread):
 def epoch(number: int, folder: Path) -> None:
     """Write the store, train one epoch, print a line."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # as train.py does for a head
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     network = GenderNet(None)

@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import shutil
+import sys
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
         text = json.dumps(facts, indent=2, sort_keys=True)
-        self.folder = Path(folder) / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        self.folder = Path(folder).expanduser() / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self._shards: list[torch.Tensor] = []  # only ever added to: places that were found stay right
         self._rows: dict[Path, tuple[tuple[int, ...], np.ndarray, np.ndarray]] = {}
         about = self.folder / ABOUT
@@ -176,22 +177,15 @@ def read_shard(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def stores(folder: Path) -> list[Path]:
-    """The stores below a folder, the one that was used last at the end."""
-    return sorted(
-        (about.parent for about in folder.glob(f"*/{ABOUT}")), key=lambda path: (path / ABOUT).stat().st_mtime
-    )
-
-
 def _line(store: Path) -> str:
     """One store: name, size, pictures, views, and what it is of."""
     facts = json.loads((store / ABOUT).read_text())
     shards = [shard for path in store.glob(f"*{SHARD}") if (shard := read_shard(path))]
     pictures = len(set().union(*(shard["digests"].numpy().view(DIGEST).ravel().tolist() for shard in shards)))
-    views = len(set().union(*(shard["columns"] for shard in shards)))
+    views = len({draw for shard in shards for draw in shard["columns"] if draw >= 0})
     size = sum(path.stat().st_size for path in store.iterdir())
     what = " ".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in facts.items())
-    return f"{store.name}  {size / 1e6:8.1f} MB  {pictures:8d} pictures  {views:3d} views  {what}"
+    return f"{store.name}  {size / 1e6:8.1f} MB  {pictures:8d} pictures  {views:3d} training views  {what}"
 
 
 def main() -> None:
@@ -203,7 +197,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=cache_folder(), help="features.dir of the runs (%(default)s)")
     parser.add_argument("--clear", nargs="+", metavar="NAME", help="delete the stores of these names; all: every one")
     arguments = parser.parse_args()
-    found = stores(arguments.dir)
+    found = [about.parent for about in sorted(arguments.dir.glob(f"*/{ABOUT}"), key=lambda path: path.stat().st_mtime)]
     if not arguments.clear:
         print("\n".join(map(_line, found)) or f"no features in {arguments.dir}")
         return
@@ -212,7 +206,11 @@ def main() -> None:
         if name not in {store.name for store in found}:
             parser.error(f"{arguments.dir} holds no store named {name}")
     for name in names:
-        shutil.rmtree(arguments.dir / name)
+        try:
+            with FileLock(arguments.dir / name / "lock", timeout=0):
+                shutil.rmtree(arguments.dir / name)
+        except Timeout:
+            sys.exit(f"error: {name} is being computed into; nothing of it is deleted")
         print(f"deleted {name}")
 
 

@@ -302,9 +302,11 @@ def test_what_is_stored_is_listed_and_cleared(
     capsys.readouterr()
     lines = command().splitlines()
     assert lines[0].startswith(one.store.folder.name)
-    assert re.search(r" 0\.\d MB +48 pictures +5 views .* view_seed=0$", lines[0])
+    assert re.search(r" 0\.\d MB +48 pictures +4 training views .* view_seed=0$", lines[0])
     with pytest.raises(SystemExit, match="2"):
         command("--clear", "nonsense")
+    with other.store.lock(), pytest.raises(SystemExit, match="is being computed into"):
+        command("--clear", other.store.folder.name)
     assert command("--clear", other.store.folder.name) == f"deleted {other.store.folder.name}\n"
     assert len(command().splitlines()) == 1
     command("--clear", "all")
