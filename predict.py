@@ -17,19 +17,16 @@ The exit code is 0 if every picture got an answer, else 1.
 """
 
 import csv
-import io
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
 
 from gender_cls.errors import UserError
-from gender_cls.export import MODEL_NAME
 from gender_cls.images import list_pictures
-from gender_cls.predictor import Prediction, Predictor
+from gender_cls.predictor import Prediction, Predictor, newest_model
+from gender_cls.words import read_words, run_command
 
 COLUMNS = ("path", "label", "confidence", "p_male", "error")
 
@@ -39,7 +36,9 @@ def main(words: list[str]) -> int:
     if not words or "-h" in words or "--help" in words:
         print(__doc__)
         return 0
-    options = parse(words)
+    options = read_words(words, ("img", "model", "out"), ("img",), "python predict.py")
+    if not options["img"]:
+        raise UserError("no picture is named; give img=PATH, see python predict.py --help")
     paths = [path for given in options["img"] for path in expand(given)]
     model = options["model"][-1] if options["model"] else newest_model()
     predictor = Predictor(model)
@@ -55,25 +54,6 @@ def main(words: list[str]) -> int:
     return 1 if failed else 0
 
 
-def parse(words: list[str]) -> dict[str, list[str]]:
-    """Literal key=value words: nothing after the first = is interpreted.
-
-    Raises:
-        UserError: a word is none of the keys, there is no img, or another key comes twice.
-    """
-    options: dict[str, list[str]] = {"img": [], "model": [], "out": []}
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in options or not value:
-            raise UserError(f"{word!r} is not img=PATH, model=FILE or out=FILE; see python predict.py --help")
-        if key != "img" and options[key]:
-            raise UserError(f"{key}= is given twice; give it once")
-        options[key].append(value)
-    if not options["img"]:
-        raise UserError("no picture is named; give img=PATH, see python predict.py --help")
-    return options
-
-
 def expand(given: str) -> list[str]:
     """The pictures of a folder, or the path itself.
 
@@ -86,18 +66,6 @@ def expand(given: str) -> list[str]:
     if not paths:
         raise UserError(f"img={given} holds no file whose name ends like a picture's; name the file itself")
     return paths
-
-
-def newest_model() -> str:
-    """The model of the newest run below runs/.
-
-    Raises:
-        UserError: there is none.
-    """
-    models = sorted(Path("runs").glob(f"**/{MODEL_NAME}"), key=lambda path: path.stat().st_mtime)
-    if not models:
-        raise UserError(f"no {MODEL_NAME} below runs/; train one with `python train.py`, or give model=FILE")
-    return str(models[-1])
 
 
 def show(answer: Prediction) -> None:
@@ -135,15 +103,4 @@ def written(answers: Iterator[Prediction], out: Path) -> Iterator[Prediction]:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")  # names that are not UTF-8 end no run
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; what matters is whether it decodes
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except BrokenPipeError:  # as by `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    run_command(main)

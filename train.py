@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -21,7 +22,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint
 
-from gender_cls import cache_folder, dashboard, report
+from gender_cls import cache_folder, dashboard, metrics, report, tables
+from gender_cls.answers import ask
 from gender_cls.checks import check
 from gender_cls.datamodule import FaceDataModule
 from gender_cls.errors import UserError
@@ -31,7 +33,10 @@ from gender_cls.module import GenderModule, check_checkpoint
 from gender_cls.network import GenderNet
 from gender_cls.sources import Splits
 from gender_cls.sweep import ERROR_FILE
-from gender_cls.transforms import Preprocessing, Views
+from gender_cls.transforms import Preprocessing
+from gender_cls.views import Degrading, TrainingViews
+
+DATA_KEYS = ("holdout", "batch_size", "size", "crop", "median", "balanced_sampler", "augment")  # that decide a head
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -84,10 +89,10 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     words = HydraConfig.get().overrides.task
     if not in_sweep or HydraConfig.get().job.num == 0:
-        print(report.describe_data(data.faces))
+        print(tables.describe_data(data.faces))
     short = in_sweep and cfg.views > 0  # the best head is had again in seconds, so only figures are written
     trainer = make_trainer(cfg, run_dir, checkpoints=not short)
-    extractor = make_extractor(cfg, network, data, trainer) if cfg.views else None
+    extractor = make_extractor(cfg, network, trainer)
     module = GenderModule(
         network,
         instantiate(cfg.model.optimizer),
@@ -99,7 +104,7 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     )
     if cfg.ckpt_path:
         check_checkpoint(cfg.ckpt_path, module, cfg.trainer.max_epochs)
-    if extractor:
+    if cfg.views:
         data.compute_features(extractor, cfg.views)
     if not short:
         dashboard.show_views(trainer, data)
@@ -107,21 +112,39 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     fit(trainer, module, data, cfg.ckpt_path, words)
     fitted = {"epochs": trainer.current_epoch, "seconds": round(time.monotonic() - started, 1)}
     figures = evaluate(trainer, module, data)
-    if not short:
-        dashboard.show_confusion(trainer, figures)
-    dashboard.show_figures(trainer, hyper_parameters(cfg), figures)
     split = data.eval_splits[0]
     objective = {"name": f"{split}/f1_macro", "value": figures[split]["f1_macro"]}
     facts = {"fingerprint": data.faces.fingerprint, "counts": data.faces.counts(), "skipped": data.faces.skipped}
     write_json(run_dir / "metrics.json", {**figures, "objective": objective, "data": facts, "fit": fitted})
     show(figures)
     if not short:
-        weights = {"name": cfg.model.weights, "hash": network.backbone_hash()}
-        about = {"weights": weights, "data": facts, "metrics": figures}
-        model = save_model(run_dir, network, data.views.preprocessing, about)
-        ask = ["python", "predict.py", f"model={shown(model)}", f"img={shown(data.faces.splits['val'][0].path)}"]
-        print(f"\nsaved {shown(model)}\n{shlex.join(ask)}")
+        dashboard.show_confusion(trainer, figures)
+        save(cfg, run_dir, network, data, {"data": facts, "metrics": figures})
+        if cfg.report == "full":
+            report_in_full(cfg, run_dir, network, data, trainer, extractor)
+    dashboard.show_figures(trainer, hyper_parameters(cfg), figures)
     return float(objective["value"])
+
+
+def save(cfg: DictConfig, run_dir: Path, network: GenderNet, data: FaceDataModule, about: dict[str, Any]) -> None:
+    """Write the model, and say how to ask it."""
+    weights = {"name": cfg.model.weights, "hash": network.backbone_hash()}
+    choices = {key: cfg.data.get(key, default) for key, default in report.DEFAULTS.items()}
+    model = save_model(run_dir, network, data.views.preprocessing, {"weights": weights, "report": choices, **about})
+    command = ["python", "predict.py", f"model={shown(model)}", f"img={shown(data.faces.splits['val'][0].path)}"]
+    print(f"\nsaved {shown(model)}\n{shlex.join(command)}")
+
+
+def report_in_full(
+    cfg: DictConfig, run_dir: Path, network: GenderNet, data: FaceDataModule, trainer: pl.Trainer, extractor: Extractor
+) -> None:
+    """Write the report on val, clean and degraded."""
+    answers = ask(network, data.views.preprocessing, data.faces.splits["val"], extractor, data.num_workers)
+    source, weights = (Path(str(name)).name for name in (cfg.data.get("csv") or cfg.data.root, cfg.model.weights))
+    full = report.build(answers, source, weights, cfg.data.without)
+    full.save(run_dir / "report")
+    dashboard.show_report(trainer, full)
+    print(f"\n{full.text()}\n{shown(run_dir / 'report' / 'report.html')}")
 
 
 def check_values(cfg: DictConfig) -> None:
@@ -146,6 +169,8 @@ def check_values(cfg: DictConfig) -> None:
             continue
         if not isinstance(value, int) or value < low:
             raise UserError(f"{key}={value}: give a whole number of at least {low}")
+    if cfg.report not in ("short", "full"):
+        raise UserError(f"report={cfg.report}: give short or full")
     choices = {"precision": ("auto", "bf16", "fp32"), "dtype": ("float16", "float32"), "engine": ("torch", "openvino")}
     for key, known in choices.items():
         if cfg.features[key] not in known:
@@ -167,26 +192,29 @@ def quieten() -> None:
 def make_data(cfg: DictConfig, splits: Splits) -> FaceDataModule:
     """Check and split the faces and make the loaders."""
     faces = check(splits, cfg.data.identity, cfg.data.val_share, cfg.data.holdout, cfg.data.split_seed)
-    views = Views(Preprocessing(size=cfg.data.size), **plain(cfg.data.augment), seed=cfg.data.view_seed)
+    preprocessing = Preprocessing(cfg.data.size, cfg.data.crop, cfg.data.median)
+    degrading = Degrading(**plain(cfg.degrade))
+    views = TrainingViews(preprocessing, **plain(cfg.data.augment), degrading=degrading, seed=cfg.data.view_seed)
     return FaceDataModule(faces, views, cfg.data.batch_size, cfg.data.num_workers, cfg.data.balanced_sampler, cfg.seed)
 
 
-def make_extractor(cfg: DictConfig, network: GenderNet, data: FaceDataModule, trainer: pl.Trainer) -> Extractor:
+def make_extractor(cfg: DictConfig, network: GenderNet, trainer: pl.Trainer) -> Extractor:
     """What computes and stores the frozen features, on the trainer's device."""
     how = {key: cfg.features[key] for key in ("precision", "dtype", "engine")}
     folder = cfg.features.dir or cache_folder()
-    return Extractor(network, data.views, folder, **how, device=trainer.strategy.root_device)
+    return Extractor(network, folder, **how, device=trainer.strategy.root_device)
 
 
-def settings(cfg: DictConfig, data: FaceDataModule, extractor: Extractor | None) -> dict[str, Any]:
+def settings(cfg: DictConfig, data: FaceDataModule, extractor: Extractor) -> dict[str, Any]:
     """What decides the order, the views, who is held out and how a step is taken: a resumed run must share it."""
-    keys = ("holdout", "split_seed", "view_seed", "batch_size", "size", "balanced_sampler", "augment")
+    keys = ("split_seed", "view_seed", *DATA_KEYS)
     return {
         "data": data.faces.fingerprint,
         "seed": cfg.seed,
         "views": cfg.views,
-        "features": extractor and extractor.how,
+        "features": extractor.how if cfg.views else None,
         **{f"data.{key}": plain(cfg.data)[key] for key in keys},
+        "degrade": plain(cfg.degrade),
         "model.class_weight": cfg.model.class_weight,
         "model.optimizer": cfg.model.optimizer["_target_"],
     }
@@ -194,9 +222,9 @@ def settings(cfg: DictConfig, data: FaceDataModule, extractor: Extractor | None)
 
 def hyper_parameters(cfg: DictConfig) -> dict[str, Any]:
     """What TensorBoard compares runs by."""
-    data = {key: plain(cfg.data)[key] for key in ("batch_size", "balanced_sampler", "augment", "size", "holdout")}
+    data = {key: plain(cfg.data)[key] for key in DATA_KEYS}
     of_run = {"seed": cfg.seed, "max_epochs": cfg.trainer.max_epochs, "views": cfg.views}
-    return {**of_run, "model": plain(cfg.model), "data": data}
+    return {**of_run, "model": plain(cfg.model), "data": data, "degrade": plain(cfg.degrade)}
 
 
 def plain(node: DictConfig) -> dict[str, Any]:
@@ -278,14 +306,16 @@ def evaluate(trainer: pl.Trainer, module: GenderModule, data: FaceDataModule) ->
         if not len(probabilities):
             raise UserError(f"not one picture of {split} can be read any more; are the files still there?")
         indices = torch.cat([i for _, i in batches]).tolist()
-        figures[split] = report.evaluate(probabilities, [data.faces.splits[split][i] for i in indices])
+        faces = [data.faces.splits[split][index] for index in indices]
+        labels = np.array([face.label for face in faces])
+        (figures[split],) = metrics.evaluate(probabilities[None], labels, [face.identity for face in faces])
     return figures
 
 
 def show(figures: dict[str, dict[str, Any]]) -> None:
     """The tables of a finished run."""
     for split, values in figures.items():
-        print(f"\n{report.classification_report(split, values)}")
+        print(f"\n{tables.classification_report(split, values)}")
     if list(figures) == ["val"]:
         print("no people are held out (data.holdout=0): val/f1_macro is returned, so a sweep would choose on val")
 

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gender_cls.backbones import folded, openvino_backbone, torch_backbone
 from gender_cls.network import GenderNet
-from gender_cls.transforms import EVALUATION, Preprocessing, Views
+from gender_cls.transforms import Preprocessing
+from gender_cls.views import TrainingViews
 
 
 def rate(run: Callable[[], object], number: float, seconds: float) -> float:
@@ -36,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cpu = torch.device("cpu")
     network = GenderNet(None)
-    views = Views(Preprocessing(), flip=0.5, jitter=(0.2, 0.2, 0.2), blur=3, seed=0)
+    views = TrainingViews(Preprocessing(), flip=0.5, jitter=(0.2, 0.2, 0.2), blur=3)
     noise = torch.randint(0, 256, (arguments.batch, 3, 224, 224), dtype=torch.uint8)
 
     def line(what: str, run: Callable[[], object], number: float = arguments.batch) -> None:
@@ -62,7 +63,7 @@ def main() -> None:
         line(f"the same arithmetic as a matrix product, {dtype}", lambda square=square: square @ square, as_views)
     torch.set_num_threads(1)
     picture = Image.fromarray(noise[0].permute(1, 2, 0).numpy()).resize((171, 256))
-    line("eight training views and one, one core, no backbone", lambda: views(picture, "", (*range(8), EVALUATION)), 9)
+    line("eight training views, one core, no backbone", lambda: views(picture, "", range(8)), 8)
     if torch.cuda.is_available():
         large = noise.repeat(8, 1, 1, 1)
         backbone = torch_backbone(network, views.preprocessing, "bf16", torch.device("cuda"))

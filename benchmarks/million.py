@@ -28,7 +28,8 @@ from gender_cls.module import GenderModule
 from gender_cls.network import FEATURES, GenderNet
 from gender_cls.sources import Face
 from gender_cls.store import DIGEST
-from gender_cls.transforms import EVALUATION, Preprocessing, Views
+from gender_cls.transforms import Preprocessing
+from gender_cls.views import CLEAN, EvaluationViews, TrainingViews
 
 VIEWS = 8
 SIZES = (10_000, 100_000, 1_000_000)
@@ -58,14 +59,15 @@ def epoch(number: int, folder: Path) -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     network = GenderNet(None)
-    views = Views(Preprocessing(), flip=0.5, jitter=(0.2, 0.2, 0.2), blur=3, seed=0)
-    extractor = Extractor(network, views, folder)
+    views = TrainingViews(Preprocessing(), flip=0.5, jitter=(0.2, 0.2, 0.2), blur=3)
+    extractor = Extractor(network, folder)
+    training, evaluation = extractor.store(views), extractor.store(EvaluationViews(views.preprocessing))
     digests = np.array([f"{index:032x}".encode() for index in range(number)], dtype=DIGEST)
-    rows = torch.rand(SHARD_PICTURES, VIEWS + 1, FEATURES).half()
+    rows = torch.rand(SHARD_PICTURES, VIEWS, FEATURES).half()
     for first in range(0, number, SHARD_PICTURES):
         some = digests[first : first + SHARD_PICTURES]
-        extractor.store.write(some, (*range(VIEWS), EVALUATION), rows[: len(some)])
-    extractor.store.open()
+        training.write(some, tuple(range(VIEWS)), rows[: len(some)])
+        evaluation.write(some, (CLEAN,), rows[: len(some), :1])
     faces = [Face(f"faces/{i:08d}.jpg", i % 5 > 0, f"{i // 2}", "", f"{i:032x}") for i in range(number)]
     val = faces[: number // 10]
     watch = Watch(daemon=True)
@@ -82,7 +84,7 @@ def epoch(number: int, folder: Path) -> None:
     started = time.perf_counter()
     trainer.fit(module, data)
     seconds = time.perf_counter() - started
-    stored = sum(path.stat().st_size for path in extractor.store.folder.iterdir()) / 1e9
+    stored = sum(path.stat().st_size for path in folder.glob("*/*")) / 1e9
     print(
         f"{number:9d} pictures, {stored:5.2f} GB stored: found in {found:5.1f} s, epoch {seconds:7.1f} s, "
         f"{seconds / number * 1e6:6.1f} us a picture, anonymous memory {watch.peak:6.0f} MB",

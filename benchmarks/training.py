@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from gender_cls.report import table
+from gender_cls.tables import table
 
 PROJECT = Path(__file__).parent.parent
 EPOCHS, TIMED = 30, 2

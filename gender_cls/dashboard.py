@@ -7,7 +7,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from gender_cls.datamodule import FaceDataModule
-from gender_cls.report import confusion_figure, contact_sheet
+from gender_cls.figures import confusion_figure, contact_sheet
+from gender_cls.report import Report
 
 Figures = Mapping[str, Mapping[str, Any]]  # of each split, as `report.evaluate` gives them
 
@@ -24,8 +25,15 @@ def show_confusion(trainer: pl.Trainer, figures: Figures) -> None:
     """The confusion matrix of each split."""
     if isinstance(trainer.logger, TensorBoardLogger):
         for split, values in figures.items():
-            figure = confusion_figure(split, values)
+            figure = confusion_figure({f"{split}: {values['pictures']} pictures of {values['people']} people": values})
             trainer.logger.experiment.add_figure(f"{split}/confusion", figure, trainer.global_step)
+
+
+def show_report(trainer: pl.Trainer, report: Report) -> None:
+    """Its figures."""
+    if isinstance(trainer.logger, TensorBoardLogger):
+        for name, (figure, _) in report.figures.items():
+            trainer.logger.experiment.add_figure(f"report/{name}", figure, trainer.global_step, close=False)
 
 
 def show_figures(trainer: pl.Trainer, hyper_parameters: dict[str, Any], figures: Figures) -> None:

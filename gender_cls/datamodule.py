@@ -1,6 +1,5 @@
 """Faces to batches: the weighted sampler and the loaders."""
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from gender_cls import CLASSES
 from gender_cls.checks import FaceSet
 from gender_cls.datasets import Batch, FaceDataset, FeatureDataset, collate
-from gender_cls.features import Extractor, Wanted
-from gender_cls.transforms import EVALUATION, Views, derive_seed
+from gender_cls.features import Extractor
+from gender_cls.transforms import derive_seed
+from gender_cls.views import CLEAN, EvaluationViews, TrainingViews
 
 EVALUATION_BATCH = 4096  # of features: a step costs more than what it computes
 
@@ -61,7 +61,7 @@ class FaceDataModule(pl.LightningDataModule):
 
     Args:
         faces: With the splits train, val and perhaps dev.
-        views: Of every picture.
+        views: Of the training pictures; evaluation views end in the same preprocessing.
         batch_size: Pictures a step.
         num_workers: Processes that decode and augment, and on a CPU run the frozen backbone; 0 does it in the main
             process, None takes one a core. Results do not depend on it.
@@ -72,7 +72,7 @@ class FaceDataModule(pl.LightningDataModule):
     def __init__(
         self,
         faces: FaceSet,
-        views: Views,
+        views: TrainingViews,
         batch_size: int,
         num_workers: int | None = 0,
         balanced_sampler: bool = True,
@@ -84,7 +84,11 @@ class FaceDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = torch.get_num_threads() if num_workers is None else num_workers
         self.eval_splits = [split for split in faces.splits if split != "train"]
-        self.pictures = {split: FaceDataset(members, views) for split, members in faces.splits.items()}
+        evaluation = EvaluationViews(views.preprocessing)
+        self.pictures = {
+            split: FaceDataset(members, views if split == "train" else evaluation)
+            for split, members in faces.splits.items()
+        }
         self.features: dict[str, FeatureDataset] = {}
         labels = self.pictures["train"].labels
         self.class_counts = np.bincount(labels, minlength=len(CLASSES)).tolist()
@@ -92,19 +96,16 @@ class FaceDataModule(pl.LightningDataModule):
         self.sampler = DrawSampler(weights.tolist(), seed)
 
     def compute_features(self, extractor: Extractor, number: int) -> None:
-        """Have the features of all pictures in their evaluation view and of `number` training views, and load those."""
-        wanted: Wanted = {}
-        for split, pictures in self.pictures.items():
-            columns = (*range(number), EVALUATION) if split == "train" else (EVALUATION,)
-            for path, digest in zip(pictures.paths.tolist(), pictures.digests.tolist()):
-                if digest not in wanted or split == "train":
-                    wanted[digest] = os.fsdecode(path), columns
-        extractor.compute(wanted, self.num_workers)
+        """Have the features of `number` training views and of each clean evaluation view, and load those."""
         self.number = number
-        self.features = {
-            split: FeatureDataset(pictures, extractor.store, number if split == "train" else 0)
-            for split, pictures in self.pictures.items()
-        }
+        train = self.pictures["train"]
+        rest = [self.pictures[split] for split in self.eval_splits]
+        training = extractor.compute(train.views, train.by_digest(), tuple(range(number)), self.num_workers)
+        others = {digest: path for pictures in rest for digest, path in pictures.by_digest().items()}
+        evaluation = extractor.compute(rest[0].views, others, (CLEAN,), self.num_workers)
+        self.features = {"train": FeatureDataset(train, training, number)}
+        for split in self.eval_splits:
+            self.features[split] = FeatureDataset(self.pictures[split], evaluation, 1)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Weighted draws of augmented views.

@@ -12,7 +12,7 @@ from gender_cls.images import PictureError, load_rgb
 from gender_cls.network import FEATURES
 from gender_cls.sources import Face
 from gender_cls.store import Store
-from gender_cls.transforms import EVALUATION, Views
+from gender_cls.views import CLEAN, Views
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +40,20 @@ class FaceDataset(Dataset[Item | None]):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def by_digest(self) -> dict[bytes, str]:
+        """The path of each picture, by the digest of its content."""
+        return dict(zip(self.digests.tolist(), map(os.fsdecode, self.paths.tolist())))
+
     def __getitem__(self, key: Key) -> Item | None:
-        """The view of a draw, or the evaluation view; None if the file has become unreadable since the check."""
-        index, draw = key if isinstance(key, tuple) else (key, EVALUATION)
+        """The view of that number, or for an index alone the clean one; None if the file has become unreadable."""
+        index, number = key if isinstance(key, tuple) else (key, CLEAN)
         path = os.fsdecode(self.paths[index])
         try:
             picture = load_rgb(path)
         except PictureError as error:
             log.warning("left out: %s: %s", path, error)
             return None
-        view = self.views(picture, self.digests[index].decode(), [draw])[0]
+        view = self.views(picture, self.digests[index].decode(), [number])[0]
         return self.views.preprocessing.normalize(view), float(self.labels[index]), index
 
 
@@ -68,24 +72,22 @@ class FeatureDataset(Dataset[Item]):
     Args:
         faces: Whose features these are.
         store: That holds them.
-        number: K, of stored training views; 0 if there is the evaluation view only.
+        number: K, of stored training views; 1 where it is the clean evaluation view.
     """
 
     def __init__(self, faces: FaceDataset, store: Store, number: int) -> None:
         self.labels = torch.from_numpy(faces.labels).float()
         self.store = store
-        columns = [*range(number), EVALUATION]
-        self.places = np.stack([store.find(faces.digests, column) for column in columns], axis=1)
+        self.places = np.stack([store.find(faces.digests, column) for column in range(number)], axis=1)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """A whole batch at once, of those that are stored: what could not be read is not."""
-        number = self.places.shape[1] - 1
-        draws = [(key[0], key[1] % number) if isinstance(key, tuple) else (key, number) for key in keys]
+        draws = [key if isinstance(key, tuple) else (key, CLEAN) for key in keys]
         indices, columns = np.array(draws).T
-        places = self.places[indices, columns]
+        places = self.places[indices, columns % self.places.shape[1]]
         stored = torch.from_numpy(indices[places >= 0])
         features = self.store.read(places[places >= 0]) if len(stored) else torch.empty(0, FEATURES)
         return [features, self.labels[stored], stored]

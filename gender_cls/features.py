@@ -22,7 +22,7 @@ from gender_cls.errors import UserError
 from gender_cls.images import PictureError, content_digest, load_rgb
 from gender_cls.network import FEATURES, GenderNet
 from gender_cls.store import DIGEST, Store
-from gender_cls.transforms import Views
+from gender_cls.views import Views
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +31,19 @@ BATCH, GPU_BATCH = 18, 256  # views that go through the backbone at once; with f
 VERSION = 1  # to be raised when equal facts come to mean other features
 
 Columns = tuple[int, ...]
-Wanted = dict[bytes, tuple[str, Columns]]  # path and columns, by the digest of a picture
+Pictures = dict[bytes, str]  # path, by digest
+Missing = dict[bytes, Columns]
 Block = tuple[Columns, list[bytes]]  # pictures, by digest, that go through the backbone together
 
 
 class Extractor:
-    """A store, and how what is missing in it is computed.
+    """The frozen backbone, and the stores of what it makes of pictures.
 
     A picture is decoded and resized once for all its missing views. On a CPU each worker process runs a backbone of
     its own on one thread, so nobody waits for anybody; for a GPU the workers make the views.
 
     Args:
         network: Its frozen backbone is used.
-        views: Of every picture.
         folder: That holds the stores.
         precision: Of the backbone: bf16, fp32, or auto, which is bf16 where the hardware computes with it.
         dtype: Of what is stored: float16 or float32.
@@ -51,13 +51,12 @@ class Extractor:
         device: Where torch runs the backbone.
 
     Raises:
-        UserError: OpenVINO is asked for and not installed, or the folder can't be written.
+        UserError: OpenVINO is asked for and not installed.
     """
 
     def __init__(
         self,
         network: GenderNet,
-        views: Views,
         folder: str | os.PathLike[str],
         precision: str = "auto",
         dtype: str = "float16",
@@ -66,69 +65,68 @@ class Extractor:
     ) -> None:
         if engine == "openvino" and not find_spec("openvino"):
             raise UserError('features.engine=openvino needs the extra `fast`: pip install -e ".[fast]"')
-        self.views = views
+        self.folder = folder
         self.dtype = getattr(torch, dtype)
         self.device = torch.device(device if engine == "torch" else "cpu")
         self.precision = best_precision(self.device) if precision == "auto" else precision
         if engine == "openvino":
-            self.build = partial(openvino_backbone, network, views.preprocessing, self.precision)
+            self.build = partial(openvino_backbone, network, precision=self.precision)
         else:
-            self.build = partial(torch_backbone, network, views.preprocessing, self.precision, self.device)
+            self.build = partial(torch_backbone, network, precision=self.precision, device=self.device)
         self.how = {"precision": self.precision, "dtype": dtype, "engine": engine, "version": VERSION}
-        self.store = Store(folder, {"backbone": network.backbone_hash(), **views.facts, **self.how})
+        self.backbone_hash = network.backbone_hash()
 
-    def compute(self, wanted: Wanted, num_workers: int = 0) -> int:
-        """Bring the store up to what is wanted, and no further.
+    def store(self, views: Views) -> Store:
+        """Where the features of these views are; each kind has a store of its own.
+
+        Raises:
+            UserError: the folder can't be written, or a shard not read.
+        """
+        return Store(self.folder, {"backbone": self.backbone_hash, **views.facts, **self.how})
+
+    def compute(self, views: Views, pictures: Pictures, columns: Columns, num_workers: int = 0) -> Store:
+        """Bring a store up to what is wanted, and no further.
 
         Args:
-            wanted: Pictures and their columns.
+            views: Of the pictures.
+            pictures: Wanted.
+            columns: Wanted views of each picture.
             num_workers: Processes; 0 does everything in this one.
 
         Returns:
-            The number of views that were missing. Pictures that can't be read any more, or are not what they were
-            when they were checked, are left out, and said.
+            The store. Pictures that can't be read any more, or are not what they were when they were checked, are
+            left out, and said.
 
         Raises:
             UserError: the store can't be read or written.
         """
-        missing = self._missing(wanted)
-        if not missing:
-            print(f"all features are stored, in {self.store.folder}")
-        else:
-            with self.store.lock():
-                missing = self._missing(wanted)
+        store = self.store(views)
+        if _missing(store, pictures, columns):
+            with store.lock():
+                missing = _missing(store, pictures, columns)
                 if missing:  # still, after another process may have been at work
                     try:
-                        self._fill(missing, num_workers)
+                        self._fill(store, views, missing, pictures, num_workers)
                     except KeyboardInterrupt:
                         print(f"\nkept in steps of {SHARD_PICTURES} pictures: the same command goes on from there")
                         raise
-        return sum(len(columns) for _, columns in missing.values())
+        else:
+            print(f"all features of the {views.facts['of']} views are stored, in {store.folder}")
+        return store
 
-    def _missing(self, wanted: Wanted) -> Wanted:
-        digests = np.array(list(wanted), dtype=DIGEST)
-        columns = sorted({column for _, columns in wanted.values() for column in columns})
-        stored = {column: self.store.find(digests, column) >= 0 for column in columns}
-        missing = {}
-        for place, (digest, (path, columns_wanted)) in enumerate(wanted.items()):
-            rest = tuple(column for column in columns_wanted if not stored[column][place])
-            if rest:
-                missing[digest] = path, rest
-        return missing
-
-    def _fill(self, missing: Wanted, num_workers: int) -> None:
+    def _fill(self, store: Store, views: Views, missing: Missing, pictures: Pictures, num_workers: int) -> None:
+        build = partial(self.build, preprocessing=views.preprocessing)
         in_workers = self.device.type == "cpu"
-        backbone = None if in_workers else self.build()
+        backbone = None if in_workers else build()
         plan = _plan(missing, BATCH if in_workers else GPU_BATCH)
-        blocks = _Blocks(
-            [block for shard in plan for block in shard], missing, self.views, self.build if in_workers else None
-        )
+        blocks = _Blocks([block for shard in plan for block in shard], pictures, views, build if in_workers else None)
         computed = iter(DataLoader(blocks, batch_size=None, num_workers=min(num_workers, len(blocks))))
-        total = sum(len(columns) for _, columns in missing.values())
-        print(f"computing features into {self.store.folder}: {len(missing)} of the pictures, {total} views")
+        total = sum(map(len, missing.values()))
+        what = f"{total} {views.facts['of']} views of {len(missing)} pictures"
+        print(f"computing features of {what}, into {store.folder}")
         wait = 0.1 if sys.stderr.isatty() else 30  # a line now and then in a log
         with tqdm(total=total, desc="features", unit="view", mininterval=wait, delay=wait, leave=False) as bar:
-            pictures, started = 0, time.monotonic()
+            done, started = 0, time.monotonic()
             for shard in plan:
                 read: list[bytes] = []
                 parts = []
@@ -138,18 +136,18 @@ class Extractor:
                         features = _in_batches(backbone, output, GPU_BATCH) if backbone else output
                         parts.append(features.reshape(len(some), len(columns), FEATURES))
                         read += some
-                    pictures += len(digests)
-                    bar.set_postfix_str(f"{pictures / (time.monotonic() - started):.1f} pictures/s", refresh=False)
+                    done += len(digests)
+                    bar.set_postfix_str(f"{done / (time.monotonic() - started):.1f} pictures/s", refresh=False)
                     bar.update(len(columns) * len(digests))
                 if read:
-                    self.store.write(np.array(read, dtype=DIGEST), columns, torch.cat(parts).to(self.dtype))
+                    store.write(np.array(read, dtype=DIGEST), columns, torch.cat(parts).to(self.dtype))
 
 
 class _Blocks(Dataset[tuple[list[bytes], torch.Tensor]]):
     """For each block the pictures that could be read, and their views or, if it is to build a backbone, features."""
 
     def __init__(
-        self, blocks: list[Block], pictures: Wanted, views: Views, build: Callable[[], Backbone] | None
+        self, blocks: list[Block], pictures: Pictures, views: Views, build: Callable[[], Backbone] | None
     ) -> None:
         self.blocks = blocks
         self.pictures = pictures
@@ -166,7 +164,7 @@ class _Blocks(Dataset[tuple[list[bytes], torch.Tensor]]):
         columns, digests = self.blocks[number]
         views = {}
         for digest in digests:
-            path = self.pictures[digest][0]
+            path = self.pictures[digest]
             try:
                 views[digest] = self.views(_load(path, digest.decode()), digest.decode(), columns)
             except PictureError as error:
@@ -190,10 +188,20 @@ def _in_batches(backbone: Backbone, views: torch.Tensor, size: int) -> torch.Ten
     return torch.cat([backbone(some) for some in torch.split(views, size)])  # a picture may have more views than that
 
 
-def _plan(missing: Wanted, batch: int) -> list[list[Block]]:
+def _missing(store: Store, pictures: Pictures, columns: Columns) -> Missing:
+    digests = np.array(list(pictures), dtype=DIGEST)
+    stored = np.stack([store.find(digests, column) >= 0 for column in columns], axis=1)
+    return {
+        digest: tuple(column for column, there in zip(columns, row) if not there)
+        for digest, row in zip(pictures, stored)
+        if not row.all()
+    }
+
+
+def _plan(missing: Missing, batch: int) -> list[list[Block]]:
     """The blocks of each shard to come: pictures that miss the same views."""
     alike = defaultdict(list)
-    for digest, (_, columns) in missing.items():
+    for digest, columns in missing.items():
         alike[columns].append(digest)
     plan = []
     for columns, digests in alike.items():

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import median_low
 
 from gender_cls import CLASSES
@@ -36,12 +37,11 @@ def split_people(faces: Sequence[Face], share: float, seed: int, key: str) -> tu
     for face in faces:
         pictures[face.identity].append(face.label)
 
-    def rank(person: str) -> bytes:
-        return hashlib.blake2b(f"{seed}:{person}".encode(errors="surrogateescape")).digest()
-
     taken: set[str] = set()
     for label in range(len(CLASSES)):  # someone filed under both labels counts where most of the pictures are
-        people = sorted((who for who, labels in pictures.items() if median_low(labels) == label), key=rank)
+        people = sorted(
+            (who for who, labels in pictures.items() if median_low(labels) == label), key=partial(_rank, seed)
+        )
         left = share * sum(len(pictures[who]) for who in people)
         for who in people:
             if len(pictures[who]) <= left:
@@ -54,6 +54,28 @@ def split_people(faces: Sequence[Face], share: float, seed: int, key: str) -> tu
     if any({face.label for face in part} != {0, 1} for part in (first, second)):
         raise UserError(f"{key}={share} leaves a class without people on one side; give another share or more people")
     return first, second
+
+
+def fold_people(faces: Sequence[Face], number: int, seed: int) -> list[int]:
+    """The fold, 0 to `number` - 1, of each face: all faces of a person are in one.
+
+    People with many pictures are placed first, each in the fold that has the fewest pictures of their label.
+
+    Args:
+        faces: With their identities.
+        number: Of folds.
+        seed: Of the order among people with equally many pictures.
+    """
+    pictures: dict[str, list[int]] = defaultdict(list)
+    for face in faces:
+        pictures[face.identity].append(face.label)
+    filled = [[0] * number for _ in CLASSES]
+    of_person = {}
+    for who in sorted(pictures, key=lambda who: (-len(pictures[who]), _rank(seed, who))):
+        row = filled[median_low(pictures[who])]
+        of_person[who] = row.index(min(row))
+        row[of_person[who]] += len(pictures[who])
+    return [of_person[face.identity] for face in faces]
 
 
 def name_people(splits: Splits, pattern: str | None) -> tuple[Splits, list[str]]:
@@ -93,3 +115,7 @@ def name_people(splits: Splits, pattern: str | None) -> tuple[Splits, list[str]]
             )
     use = None if notes else regex
     return {split: [replace(f, identity=person(f, use)) for f in faces] for split, faces in splits.items()}, notes
+
+
+def _rank(seed: int, person: str) -> bytes:
+    return hashlib.blake2b(f"{seed}:{person}".encode(errors="surrogateescape")).digest()

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
 from gender_cls import CLASSES
 from gender_cls.errors import UserError
+from gender_cls.export import MODEL_NAME
 from gender_cls.images import PictureError, load_rgb
 from gender_cls.network import GenderNet, read_state_dict
 from gender_cls.transforms import Preprocessing
@@ -65,9 +67,12 @@ class Predictor:
         self.network = GenderNet(weights=None)
         self.network.load_resnet18_state(state, source)
         self.network.eval()
-        facts = Path(model).with_suffix(".json")
-        self.assumed_preprocessing = not facts.exists()
-        self.preprocessing = Preprocessing() if self.assumed_preprocessing else _preprocessing(facts)
+        file = Path(model).with_suffix(".json")
+        self.assumed_preprocessing = not file.exists()
+        self.facts: dict[str, Any] = {}
+        self.preprocessing = Preprocessing()
+        if not self.assumed_preprocessing:
+            self.facts, self.preprocessing = _read_facts(file)
 
     def predict(self, paths: Iterable[str]) -> Iterator[Prediction]:
         """Answer for each file in order; one that is no picture gets its error."""
@@ -93,15 +98,29 @@ class Predictor:
                 yield Prediction(path, p_male=next(probabilities))
 
 
-def _preprocessing(facts: Path) -> Preprocessing:
+def newest_model() -> str:
+    """The model of the newest run below runs/.
+
+    Raises:
+        UserError: there is none.
+    """
+    models = sorted(Path("runs").glob(f"**/{MODEL_NAME}"), key=lambda path: path.stat().st_mtime)
+    if not models:
+        raise UserError(f"no {MODEL_NAME} below runs/; train one with `python train.py`, or give model=FILE")
+    return str(models[-1])
+
+
+def _read_facts(file: Path) -> tuple[dict[str, Any], Preprocessing]:
     try:
-        values = json.loads(facts.read_text(encoding="utf-8"))["preprocessing"]
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        values = facts["preprocessing"]
         size, interpolation, mean, std = (values[key] for key in ("size", "interpolation", "mean", "std"))
-        preprocessing = Preprocessing(size, interpolation, tuple(mean), tuple(std))
+        crop, median = values.get("crop", 1.0), values.get("median", False)  # older models have none
+        preprocessing = Preprocessing(size, crop, median, interpolation, tuple(mean), tuple(std))
         if preprocessing.normalize(preprocessing.resize(Image.new("RGB", (2, 2)))).shape == (3, size, size):
-            return preprocessing
+            return facts, preprocessing
         raise ValueError(f"size {size}")
     except Exception as error:  # whatever somebody wrote there
         raise UserError(
-            f"{facts} does not say the model's preprocessing; mend it, or delete it to assume the recipe's"
+            f"{file} does not say the model's preprocessing; mend it, or delete it to assume the recipe's"
         ) from error

@@ -72,11 +72,12 @@ def _list_split(directory: Path) -> list[Face]:
     return faces
 
 
-def manifest(path: str | os.PathLike[str]) -> Splits:
-    """Read a CSV with the columns path and label and, where present, split, identity and group.
+def manifest(path: str | os.PathLike[str], group: str = "group") -> Splits:
+    """Read a CSV with the columns path and label and, where present, split, identity and a group.
 
     Args:
         path: Of the file. Its paths are absolute or relative to its own folder; labels are female and male.
+        group: Column whose values a report compares.
 
     Returns:
         Faces by split; without a column split, all of them under `UNSPLIT`.
@@ -97,8 +98,8 @@ def manifest(path: str | os.PathLike[str]) -> Splits:
         picture = os.path.join(path.parent, row["path"])
         if not os.path.isfile(picture):
             missing.append(f"{path} line {line}: no such file: {picture}")
-        identity, group = ((row.get(column) or "").strip() for column in ("identity", "group"))
-        faces[split].append(Face(picture, CLASSES.index(label), identity, group))
+        identity, part = ((row.get(column) or "").strip() for column in ("identity", group))
+        faces[split].append(Face(picture, CLASSES.index(label), identity, part))
     if missing:
         raise UserError(f"{missing[0]} ({len(missing)} missing in all); paths are relative to the CSV's folder")
     if not faces:

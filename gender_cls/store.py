@@ -30,7 +30,7 @@ SHARD = ".pt"
 
 
 class Store:
-    """Features of pictures (rows, by digest) in views (columns, by number of draw), in a folder named by its facts.
+    """Features of pictures (rows, by digest) in views (columns, by number), in a folder named by its facts.
 
     The rows and columns of a shard never change once it is there: it is one file of `torch.save`, written beside and
     renamed, with `digests` (n, 32), `columns` (c) and `features` (c * n, 512), in which a column's rows lie together.
@@ -182,10 +182,10 @@ def _line(store: Path) -> str:
     facts = json.loads((store / ABOUT).read_text())
     shards = [shard for path in store.glob(f"*{SHARD}") if (shard := read_shard(path))]
     pictures = len(set().union(*(shard["digests"].numpy().view(DIGEST).ravel().tolist() for shard in shards)))
-    views = len({draw for shard in shards for draw in shard["columns"] if draw >= 0})
+    views = len({column for shard in shards for column in shard["columns"]})
     size = sum(path.stat().st_size for path in store.iterdir())
     what = " ".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in facts.items())
-    return f"{store.name}  {size / 1e6:8.1f} MB  {pictures:8d} pictures  {views:3d} training views  {what}"
+    return f"{store.name}  {size / 1e6:8.1f} MB  {pictures:8d} pictures  {views:3d} views  {what}"
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from gender_cls.export import MODEL_NAME
-from gender_cls.report import table
+from gender_cls.tables import table
 
 ERROR_FILE = "error.txt"
 SCORES = ("f1_macro", "f1_female", "f1_male", "accuracy")

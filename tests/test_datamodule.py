@@ -9,11 +9,12 @@ from gender_cls.datamodule import DrawSampler, FaceDataModule
 from gender_cls.datasets import FaceDataset, collate
 from gender_cls.images import load_rgb
 from gender_cls.sources import folder
-from gender_cls.transforms import EVALUATION, Preprocessing, Views, derive_seed
+from gender_cls.transforms import Preprocessing, derive_seed
+from gender_cls.views import CLEAN, EvaluationViews, TrainingViews
 
 
-def views(seed: int = 0) -> Views:
-    return Views(Preprocessing(size=32), flip=0.5, jitter=(0.2, 0.2, 0.2), blur=3, seed=seed)
+def views(seed: int = 0) -> TrainingViews:
+    return TrainingViews(Preprocessing(size=32), flip=0.5, jitter=(0.2, 0.2, 0.2), blur=3, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +74,16 @@ def test_a_view_is_a_function_of_picture_seed_and_draw(checked: FaceSet) -> None
     assert torch.equal(torch.get_rng_state(), before)  # the caller's randomness is left alone
     assert not torch.equal(view(0, 0), view(0, 1))
     assert not torch.equal(view(0, 0), view(0, 0, seed=1))
-    assert torch.equal(view(0, EVALUATION), view(0, EVALUATION, seed=1))
 
 
 def test_all_views_at_once_are_the_views_one_by_one(checked: FaceSet) -> None:
     """Also that blurring a channel at a time is blurring the picture."""
     picture = load_rgb(checked.splits["train"][0].path)
-    together = views()(picture, "digest", [2, EVALUATION, 0])
+    together = views()(picture, "digest", [2, 5, 0])
     assert (together.shape, together.dtype) == ((3, 3, 32, 32), torch.uint8)
-    assert all(torch.equal(together[place], views()(picture, "digest", [d])[0]) for place, d in enumerate((2, -1, 0)))
-    sharp = Views(Preprocessing(size=32), 0, (0, 0, 0), 3, 0)
-    resized = sharp(picture, "digest", [EVALUATION])[0]
+    assert all(torch.equal(together[place], views()(picture, "digest", [d])[0]) for place, d in enumerate((2, 5, 0)))
+    sharp = TrainingViews(Preprocessing(size=32), 0, (0, 0, 0), 3)
+    resized = EvaluationViews(sharp.preprocessing)(picture, "digest", [CLEAN])[0]
     torch.random.default_generator.manual_seed(derive_seed("view", 0, "digest", 0))
     torch.rand(1)  # whether to flip
     torch.randperm(4)  # the order of the jitter
@@ -99,7 +99,7 @@ def test_derived_seeds_are_the_same_everywhere() -> None:
 
 def test_an_evaluation_view_is_resized_and_normalised_once(checked: FaceSet) -> None:
     preprocessing = Preprocessing(size=32)
-    dataset = FaceDataset(checked.splits["val"], views())
+    dataset = FaceDataset(checked.splits["val"], EvaluationViews(preprocessing))
     item = dataset[5]
     assert item is not None
     view, label, index = item

@@ -17,14 +17,37 @@ from gender_cls import features
 from gender_cls.checks import check
 from gender_cls.datasets import FeatureDataset
 from gender_cls.errors import UserError
-from gender_cls.features import Extractor, Wanted
+from gender_cls.features import Extractor, Pictures
 from gender_cls.network import GenderNet
 from gender_cls.sources import folder
 from gender_cls.store import DIGEST, Store, main
-from gender_cls.transforms import EVALUATION, Preprocessing, Views
+from gender_cls.transforms import Preprocessing
+from gender_cls.views import CONDITIONS, Degrading, EvaluationViews, TrainingViews, Views
 
-Make = Callable[..., Extractor]
-COLUMNS = (0, 1, 2, 3, EVALUATION)
+COLUMNS = (0, 1, 2, 3, 4)
+
+
+class How:
+    """An extractor and the views it is asked for."""
+
+    def __init__(self, extractor: Extractor, views: Views) -> None:
+        self.extractor = extractor
+        self.views = views
+        self.store = extractor.store(views)
+
+    def compute(self, pictures: Pictures, columns: tuple[int, ...] = COLUMNS, num_workers: int = 0) -> int:
+        """How many features have come."""
+        digests = np.array(list(pictures), dtype=DIGEST)
+
+        def stored(store: Store) -> int:
+            return sum(int((store.find(digests, column) >= 0).sum()) for column in columns)
+
+        before = stored(self.extractor.store(self.views))
+        self.store = self.extractor.compute(self.views, pictures, columns, num_workers)
+        return stored(self.store) - before
+
+
+Make = Callable[..., How]
 
 
 @pytest.fixture(autouse=True)
@@ -39,21 +62,20 @@ def network(backbone_file: Path) -> GenderNet:
 
 @pytest.fixture
 def make(network: GenderNet, tmp_path: Path) -> Make:
-    def extractor(
-        net: GenderNet = network, dtype: str = "float16", precision: str = "fp32", **of_views: Any
-    ) -> Extractor:
-        preprocessing = Preprocessing(**{"size": 32} | of_views.pop("preprocessing", {}))
-        views = Views(preprocessing, **{"flip": 0.5, "jitter": (0.2, 0.2, 0.2), "blur": 3, "seed": 0} | of_views)
-        return Extractor(net, views, tmp_path / "store", precision, dtype)
+    def how(net: GenderNet = network, where: str = "store", **given: Any) -> How:
+        preprocessing = Preprocessing(**{"size": 32} | given.pop("preprocessing", {}))
+        of_extractor = {key: given.pop(key) for key in ("dtype", "engine", "precision") if key in given}
+        views = TrainingViews(preprocessing, **{"flip": 0.5, "jitter": (0.2, 0.2, 0.2), "blur": 3} | given)
+        return How(Extractor(net, tmp_path / where, **{"precision": "fp32"} | of_extractor), views)
 
-    return extractor
-
-
-def wanted(root: Path, columns: tuple[int, ...] = COLUMNS) -> Wanted:
-    return {f.digest.encode(): (f.path, columns) for f in check(folder(root), None).splits["train"]}
+    return how
 
 
-def read(store: Store, pictures: Wanted, column: int) -> torch.Tensor:
+def wanted(root: Path) -> Pictures:
+    return {face.digest.encode(): face.path for face in check(folder(root), None).splits["train"]}
+
+
+def read(store: Store, pictures: Pictures, column: int) -> torch.Tensor:
     places = store.find(np.array(list(pictures), dtype=DIGEST), column)
     assert (places >= 0).all()
     return store.read(places)
@@ -67,7 +89,7 @@ def test_stored_features_are_those_of_the_network(drawn: Path, make: Make, netwo
     how = make(dtype="float32")
     pictures = wanted(drawn)
     assert how.compute(pictures) == 48 * 5
-    (digest, (path, _)) = list(pictures.items())[7]
+    digest, path = list(pictures.items())[7]
     views = how.views(features.load_rgb(path), digest.decode(), COLUMNS)
     expected = network.features(how.views.preprocessing.normalize(views))
     for column, row in zip(COLUMNS, expected):
@@ -78,24 +100,23 @@ def test_stored_features_are_those_of_the_network(drawn: Path, make: Make, netwo
 
 
 def test_bf16_is_close_to_fp32(drawn: Path, make: Make) -> None:
-    pictures = wanted(drawn, (EVALUATION,))
+    pictures = wanted(drawn)
     exact, fast = make(), make(precision="bf16")
-    exact.compute(pictures)
-    fast.compute(pictures)
-    one, other = (read(how.store, pictures, EVALUATION) for how in (exact, fast))
+    exact.compute(pictures, (0,))
+    fast.compute(pictures, (0,))
+    one, other = (read(how.store, pictures, 0) for how in (exact, fast))
     assert not torch.equal(one, other)
     assert torch.nn.functional.cosine_similarity(one, other).min() > 0.999
 
 
 @pytest.mark.skipif(not features.find_spec("openvino"), reason="the extra `fast` is not installed")
-def test_openvino_gives_the_same_features(drawn: Path, make: Make, network: GenderNet) -> None:
-    pictures = wanted(drawn, (EVALUATION,))
-    how = make()
-    other = Extractor(network, how.views, how.store.folder.parent, "fp32", engine="openvino")
+def test_openvino_gives_the_same_features(drawn: Path, make: Make) -> None:
+    pictures = wanted(drawn)
+    how, other = make(), make(engine="openvino")
     assert other.store.folder != how.store.folder
-    how.compute(pictures)
-    other.compute(pictures, num_workers=1)
-    one, two = (read(extractor.store, pictures, EVALUATION) for extractor in (how, other))
+    how.compute(pictures, (0,))
+    other.compute(pictures, (0,), num_workers=1)
+    one, two = (read(each.store, pictures, 0) for each in (how, other))
     assert torch.allclose(one, two, rtol=2e-3, atol=1e-3)
 
 
@@ -103,17 +124,18 @@ def test_openvino_gives_the_same_features(drawn: Path, make: Make, network: Gend
     "change",
     [
         {"net": None}, {"dtype": "float32"}, {"precision": "bf16"}, {"flip": 0.9}, {"jitter": (0.2, 0.2, 0.3)},
-        {"blur": 5}, {"seed": 1}, {"preprocessing": {"size": 40}}, {"preprocessing": {"interpolation": "bicubic"}},
+        {"blur": 5}, {"seed": 1}, {"degrading": Degrading(1.0)}, {"preprocessing": {"crop": 0.8}},
+        {"preprocessing": {"size": 40}}, {"preprocessing": {"interpolation": "bicubic"}},
         {"preprocessing": {"mean": (0.5, 0.5, 0.5)}}, {"preprocessing": {"std": (0.5, 0.5, 0.5)}},
     ],
     ids=str,
 )  # fmt: skip
 def test_each_part_of_the_name_alone_leads_to_other_features(change: dict[str, Any], drawn: Path, make: Make) -> None:
     change = {key: GenderNet(None) if key == "net" else value for key, value in change.items()}
-    pictures = wanted(drawn, (0,))
+    pictures = wanted(drawn)
     one, other = make(), make(**change)
     assert one.store.folder != other.store.folder
-    assert one.compute(pictures) == other.compute(pictures) == 48
+    assert one.compute(pictures, (0,)) == other.compute(pictures, (0,)) == 48
     assert not torch.equal(read(one.store, pictures, 0), read(other.store, pictures, 0))
 
 
@@ -128,16 +150,16 @@ def test_an_added_picture_computes_one_picture_and_a_changed_one_too(faces: Path
     assert make().compute(wanted(faces)) == 5
 
 
-def test_more_views_compute_the_further_ones_alone(drawn: Path, make: Make, network: GenderNet) -> None:
+def test_more_views_compute_the_further_ones_alone(drawn: Path, make: Make) -> None:
     how = make()
-    assert how.compute(wanted(drawn, (*range(4), EVALUATION))) == 48 * 5
+    assert how.compute(wanted(drawn), tuple(range(5))) == 48 * 5
     before = read(how.store, wanted(drawn), 2)
-    assert make().compute(wanted(drawn, (*range(8), EVALUATION))) == 48 * 4
+    assert make().compute(wanted(drawn), tuple(range(9))) == 48 * 4
     how.store.open()
     assert torch.equal(read(how.store, wanted(drawn), 2), before)
-    whole = Extractor(network, how.views, how.store.folder / "at_once", "fp32")
-    whole.compute(wanted(drawn, (*range(8), EVALUATION)))
-    for column in (*range(8), EVALUATION):
+    whole = make(where="at_once")
+    whole.compute(wanted(drawn), tuple(range(9)))
+    for column in range(9):
         one, other = read(whole.store, wanted(drawn), column), read(how.store, wanted(drawn), column)
         assert torch.allclose(one, other, rtol=2e-3, atol=1e-4)  # float16, in other batches
 
@@ -158,12 +180,9 @@ def test_a_truncated_shard_is_noticed_and_rebuilt(drawn: Path, make: Make, caplo
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_for_a_gpu_the_workers_make_views_and_the_process_the_features(
-    drawn: Path, make: Make, network: GenderNet, tmp_path: Path
-) -> None:
-    on_cpu = make()
-    as_on_gpu = Extractor(network, on_cpu.views, tmp_path / "gpu", "fp32")
-    as_on_gpu.device = torch.device("cuda")  # where it runs is left to the CPU
+def test_for_a_gpu_the_workers_make_views_and_the_process_the_features(drawn: Path, make: Make) -> None:
+    on_cpu, as_on_gpu = make(), make(where="gpu")
+    as_on_gpu.extractor.device = torch.device("cuda")  # where it runs is left to the CPU
     assert as_on_gpu.compute(wanted(drawn), num_workers=2) == on_cpu.compute(wanted(drawn)) == 48 * 5
     for column in COLUMNS:
         one, other = read(on_cpu.store, wanted(drawn), column), read(as_on_gpu.store, wanted(drawn), column)
@@ -173,10 +192,10 @@ def test_for_a_gpu_the_workers_make_views_and_the_process_the_features(
 def test_places_stay_right_while_the_store_grows(drawn: Path, make: Make) -> None:
     how = make()
     pictures = wanted(drawn)
-    how.compute(wanted(drawn, (1,)))
+    how.compute(pictures, (1,))
     places = how.store.find(np.array(list(pictures), dtype=DIGEST), 1)
     before = how.store.read(places)
-    how.compute(wanted(drawn, tuple(range(7))))
+    how.compute(pictures, tuple(range(7)))
     assert torch.equal(how.store.read(places), before)
 
 
@@ -184,7 +203,7 @@ def test_a_picture_that_changes_after_the_check_is_left_out_and_said(
     faces: Path, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     pictures = wanted(faces)
-    (path, _), (other, _) = list(pictures.values())[3:5]
+    path, other = list(pictures.values())[3:5]
     Path(path).write_bytes(Path(other).read_bytes())
     how = make()
     how.compute(pictures)
@@ -196,7 +215,7 @@ def test_a_picture_that_goes_missing_is_left_out_and_said(
     faces: Path, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     pictures = wanted(faces)
-    paths = [path for path, _ in pictures.values()]
+    paths = list(pictures.values())
     for path in paths[20:31]:  # a whole shard of them, and one more
         Path(path).unlink()
     how = make()
@@ -207,7 +226,7 @@ def test_a_picture_that_goes_missing_is_left_out_and_said(
     split = type("Faces", (), {"labels": np.arange(48, dtype=np.int8) % 2, "digests": digests})
     rows, labels, indices = FeatureDataset(split, how.store, 4).__getitems__([(19, 6), (20, 0), (31, 1)])
     assert (indices.tolist(), labels.tolist()) == ([19, 31], [1, 1])
-    assert torch.equal(rows[0], read(how.store, {digests[19]: ("", ())}, 6 % 4)[0])
+    assert torch.equal(rows[0], read(how.store, {digests[19]: ""}, 6 % 4)[0])
 
 
 DRIVER = """
@@ -215,13 +234,13 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 from gender_cls import features, store
-from test_features import Extractor, GenderNet, Preprocessing, Views, wanted
+from test_features import COLUMNS, Extractor, GenderNet, Preprocessing, TrainingViews, wanted
 features.SHARD_PICTURES = 10
 {before}
-views = Views(Preprocessing(size=32), 0.5, (0.2, 0.2, 0.2), 3, 0)
-how = Extractor(GenderNet({weights!r}), views, sys.argv[1], "fp32")
+views = TrainingViews(Preprocessing(size=32), 0.5, (0.2, 0.2, 0.2), 3)
+how = Extractor(GenderNet({weights!r}), sys.argv[1], "fp32")
 {start}
-print(how.compute(wanted(Path({faces!r})), num_workers=1))
+how.compute(views, wanted(Path({faces!r})), COLUMNS, num_workers=1)
 """
 KILLED_WHILE_WRITING = """
 import os, signal, torch
@@ -254,15 +273,14 @@ def driver(drawn: Path, backbone_file: Path, tmp_path: Path) -> Callable[..., su
 
 
 def test_killed_while_it_computes_and_run_again_is_undisturbed(
-    driver: Callable[..., subprocess.Popen[str]], make: Make, network: GenderNet, drawn: Path, tmp_path: Path
+    driver: Callable[..., subprocess.Popen[str]], make: Make, drawn: Path, tmp_path: Path
 ) -> None:
     cut = driver("cut", KILLED_WHILE_WRITING)
     cut.communicate()
     assert cut.returncode == -signal.SIGKILL
     assert len(shards(tmp_path / "cut")) == 2
     assert len(list((tmp_path / "cut").glob("*/*.part"))) == 1
-    how = make()
-    again = Extractor(network, how.views, tmp_path / "cut", "fp32")
+    how, again = make(), make(where="cut")
     assert again.compute(wanted(drawn), num_workers=1) == (48 - 2 * 10) * 5
     how.compute(wanted(drawn), num_workers=1)
     one, other = shards(tmp_path / "store"), shards(tmp_path / "cut")
@@ -280,7 +298,7 @@ def test_two_processes_started_together_end_with_one_store(
         assert process.stdout.readline() == "ready\n"
     said = [process.communicate("go\n")[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sorted(int(text.split()[-1]) for text in said) == [0, 48 * 5]  # only one of them computed
+    assert sum("computing features of 240 training views of 48 pictures" in text for text in said) == 1
     make().compute(wanted(drawn), num_workers=1)
     one, other = shards(tmp_path / "store"), shards(tmp_path / "both")
     assert one.keys() == other.keys()
@@ -298,11 +316,11 @@ def test_what_is_stored_is_listed_and_cleared(
     assert command() == f"no features in {tmp_path / 'store'}\n"
     one, other = make(), make(seed=1)
     one.compute(wanted(drawn))
-    other.compute(wanted(drawn, (0,)))
+    other.compute(wanted(drawn), (0,))
     capsys.readouterr()
     lines = command().splitlines()
     assert lines[0].startswith(one.store.folder.name)
-    assert re.search(r" 0\.\d MB +48 pictures +4 training views .* view_seed=0$", lines[0])
+    assert re.search(r" 0\.\d MB +48 pictures +5 views .* view_seed=0$", lines[0])
     with pytest.raises(SystemExit, match="2"):
         command("--clear", "nonsense")
     with other.store.lock(), pytest.raises(SystemExit, match="is being computed into"):
@@ -328,3 +346,11 @@ def test_a_full_disk_is_one_line_and_leaves_no_shard(drawn: Path, make: Make, mo
     with pytest.raises(UserError, match="PytorchStreamWriter failed writing file"):
         how.compute(wanted(drawn))
     assert not shards(how.store.folder.parent)
+
+
+def test_evaluation_views_are_stored_apart_and_shared_by_all_ways_to_train(drawn: Path, make: Make) -> None:
+    one, other = make(), make(flip=0, degrading=Degrading(1.0))
+    evaluation = EvaluationViews(one.views.preprocessing)
+    pictures = wanted(drawn)
+    assert How(one.extractor, evaluation).compute(pictures, (0, len(CONDITIONS) - 1)) == 48 * 2
+    assert How(other.extractor, EvaluationViews(other.views.preprocessing)).compute(pictures, (0,)) == 0

@@ -24,7 +24,8 @@ from gender_cls.checks import check
 from gender_cls.datamodule import DrawSampler
 from gender_cls.images import load_rgb
 from gender_cls.sources import folder
-from gender_cls.transforms import Preprocessing, Views
+from gender_cls.transforms import Preprocessing
+from gender_cls.views import TrainingViews
 
 PATTERN = r"^(.+)_\d{4}$"
 
@@ -142,7 +143,7 @@ def test_a_plain_loop_finds_the_same_head(how: tuple[str, ...], train: Run, draw
     labels = torch.tensor([float(face.label) for face in faces])
     counts = torch.bincount(labels.long())
     preprocessing = Preprocessing(size=32)
-    views_of = Views(preprocessing, 0.5, (0.2, 0.2, 0.2), 3, seed=0)
+    views_of = TrainingViews(preprocessing, 0.5, (0.2, 0.2, 0.2), 3)
 
     torch.manual_seed(0)
     net = resnet18(weights=None)

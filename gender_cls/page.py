@@ -1,0 +1,132 @@
+"""report.html: one file with its pictures in it, readable on a phone."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from html import escape
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from gender_cls.answers import MIDDLE
+from gender_cls.tables import with_interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CARE = (
+    "The labels say how a data set filed a face, not who someone is. "
+    "Nothing here is fit to decide anything about a person."
+)
+TITLE = "Where the model breaks"
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; color: #222 }
+h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2rem }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem; white-space: nowrap }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 1rem 0; flex: 1 1 20rem; max-width: 29rem }
+img { width: 100% } figcaption, caption { font-size: .85rem; color: #555; text-align: left; white-space: normal }
+"""
+HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+Numbers = Mapping[str, Any]  # of one set of answers, as `metrics.evaluate` gives them
+Cell = str | int | float | None
+COLUMNS = ("f1_macro", "f1_female", "f1_male", "recall_female", "recall_male")
+TITLES = ("macro-F1", "F1 female", "F1 male", "recall female", "recall male")
+
+
+def render(about: str, numbers: Numbers, pictures: Sequence[tuple[bytes, str]]) -> str:
+    """The whole page.
+
+    Args:
+        about: Which pictures, and which weights.
+        numbers: As `answers.measure` gives them.
+        pictures: PNG files with their captions.
+    """
+    degraded, means = numbers["degraded"], numbers["mean_of_seven"]
+    middle = {name: rows[MIDDLE] for name, rows in degraded.items()}
+    every = {"clean": numbers["clean"], **middle, "mean of the seven": means[MIDDLE]}
+    by_severity = {**degraded, "mean of the seven": means}
+    parts = [
+        _paragraph(about),
+        _paragraph(_in_words(numbers["clean"], middle, means[MIDDLE])),
+        _paragraph(CARE),
+        f"<h2>Clean, and degraded at severity {MIDDLE}</h2>",
+        _table(about, ("", *TITLES, "AUROC"), [_row(name, row) for name, row in every.items()]),
+        "<h2>Macro-F1 by severity</h2>",
+        _table(
+            about,
+            ("", *map(str, means)),
+            [[name, *(row["f1_macro"] for row in rows.values())] for name, rows in by_severity.items()],
+            shade=True,
+        ),
+    ]
+    if numbers["slices"]:
+        parts += ["<h2>Parts of the data</h2>", _slices(about, numbers["slices"])]
+    if numbers["gap"]:
+        best, worst, fall = (numbers["gap"][key] for key in ("best", "worst", "f1_macro"))
+        parts.append(_paragraph(f"From {best} to {worst}, macro-F1 on clean pictures falls by {fall:.3f}."))
+    parts += ["<h2>Surest mistakes</h2>", _mistakes(about, numbers["mistakes"] + numbers["mistakes_degraded"])]
+    shown = [_picture(png, caption) for png, caption in pictures]
+    body = "\n".join([*parts, "<h2>Figures</h2>", '<div class="figures">', *shown, "</div>"])
+    head = f"<head>{HEAD}<title>{TITLE}</title><style>{STYLE}</style></head>"
+    return f'<!doctype html>\n<html lang="en">{head}\n<body><h1>{TITLE}</h1>\n{body}\n</body></html>\n'
+
+
+def to_png(figure: "Figure") -> bytes:
+    """The figure as a PNG file."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _in_words(clean: Numbers, middle: Mapping[str, Numbers], mean: Numbers) -> str:
+    worst = min(middle, key=lambda name: middle[name]["f1_macro"])
+    females, males = map(sum, clean["confusion"])
+    always_male = males / (2 * males + females)  # F1 = 2 TP / (2 TP + FP + FN) of male, and 0 of female
+    return (
+        f"Macro-F1 is {with_interval(clean)} on clean pictures and {with_interval(mean)} as the mean of the seven "
+        f"degradations at severity {MIDDLE}; the worst of them is {worst}, {with_interval(middle[worst])}. Macro-F1 is "
+        f"the mean of both classes' F1: 1 is perfect, and answering male always gives {always_male:.2f} here. "
+        "Intervals are 95 %; they draw people, not pictures."
+    )
+
+
+def _row(name: str, numbers: Numbers) -> list[Cell]:
+    cells = [with_interval(numbers, column) for column in COLUMNS]
+    return [name, *cells, numbers["auroc"]]
+
+
+def _slices(about: str, slices: Sequence[Numbers]) -> str:
+    rows = [
+        [row["slice"], row["clean"]["pictures"], *_row("", row["clean"])[1:], with_interval(row["mean_of_seven"])]
+        for row in slices
+    ]
+    return _table(f"{about}, clean", ("", "pictures", *TITLES, "AUROC", "mean of the seven"), rows)
+
+
+def _mistakes(about: str, mistakes: Sequence[Numbers]) -> str:
+    keys = ("path", "condition", "label", "answer", "p_male")
+    names = ("file", "condition", "label in the data set", "answer", "probability of male")
+    return _table(about, names, [[row[key] for key in keys] for row in mistakes])
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
+def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], shade: bool = False) -> str:
+    """Numbers have three digits, and are coloured from 1 (none) to 0.5 (red) if `shade`."""
+
+    def cell(value: Cell) -> str:
+        if not isinstance(value, float):
+            return f"<td>{escape('' if value is None else str(value))}</td>"
+        style = f' style="background: rgb(220 60 40 / {100 * min(1, max(0, 2 - 2 * value)):.0f}%)"' if shade else ""
+        return f"<td{style}>{value:.3f}</td>"
+
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "\n".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
+    return f'<div class="wide"><table><caption>{escape(caption)}</caption>\n<tr>{head}</tr>\n{body}\n</table></div>'
+
+
+def _picture(png: bytes, caption: str) -> str:
+    data, text = b64encode(png).decode(), escape(caption)
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'

@@ -1,0 +1,57 @@
+"""What a person reads in the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gender_cls import CLASSES
+from gender_cls.checks import FaceSet
+from gender_cls.metrics import RESAMPLES
+
+SHOWN = 20  # skipped pictures that are listed one by one
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as they need; numbers to the right, floats with three digits."""
+    cells = [list(header)] + [[f"{c:.3f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right)).rstrip()
+        for line in cells
+    )
+
+
+def with_interval(figures: Mapping[str, Any], name: str = "f1_macro") -> str:
+    """A figure and its 95 % interval."""
+    low, high = figures[f"{name}_ci95"]
+    return f"{figures[name]:.3f} ({low:.3f} to {high:.3f})"
+
+
+def describe_data(faces: FaceSet) -> str:
+    """The table of a start: what there is, what was left out and what to beware of."""
+    counts = faces.counts()
+    lines = [table(list(counts[0]), [list(row.values()) for row in counts])]
+    lines.append(f"female = 0, male = 1; skipped {len(faces.skipped)}; data fingerprint {faces.fingerprint}")
+    lines += [f"skipped {path}: {reason}" for path, reason in faces.skipped[:SHOWN]]
+    if len(faces.skipped) > SHOWN:
+        lines.append(f"... and {len(faces.skipped) - SHOWN} more, all listed in metrics.json")
+    return "\n".join(lines + [f"note: {note}" for note in faces.notes])
+
+
+def classification_report(split: str, figures: Mapping[str, Any]) -> str:
+    """A table in the manner of scikit-learn's."""
+    names = ("precision", "recall", "f1")
+    counts = np.array(figures["confusion"])
+    rows: list[list[object]] = []
+    for label, name in enumerate(CLASSES):
+        rows.append([name, *(figures[f"{what}_{name}"] for what in names), int(counts[label].sum())])
+    rows.append(["macro", *(figures[f"{what}_macro"] for what in names), figures["pictures"]])
+    rows.append(["accuracy", "", "", figures["accuracy"], figures["pictures"]])
+    low, high = figures["f1_macro_ci95"]
+    return (
+        table((split, *names, "pictures"), rows)
+        + f"\nmacro-F1 {figures['f1_macro']:.3f}, 95 % interval {low:.3f} to {high:.3f} "
+        + f"({RESAMPLES} bootstrap draws of {figures['people']} people)"
+    )
