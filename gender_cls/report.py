@@ -48,6 +48,7 @@ from gender_cls.words import read_words, run_command
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PAGE = "report.html"
 COMMAND = "python -m gender_cls.report"
 KEYS = ("model", "data.root", "data.csv", "data.group", "data.without", "out", "features.dir")
 DEFAULTS = {"identity": r"^(.+)_\d{4}$", "val_share": 0.2, "split_seed": 0, "group": "group", "without": None}
@@ -81,11 +82,12 @@ class Report:
         )
 
     def save(self, where: Path) -> None:
-        """Write the folder: whole, in the place of an earlier one.
+        """Write the folder: whole, in the place of an earlier report.
 
         Raises:
-            UserError: it can't be written.
+            UserError: it can't be written, or is something else's.
         """
+        check_folder(where)
         unfinished = where.with_name(f"{where.name}.part-{os.getpid()}")
         try:
             unfinished.mkdir(parents=True)
@@ -95,7 +97,7 @@ class Report:
             write_json(unfinished / "metrics.json", {"about": self.about, **self.numbers})
             self._write_predictions(unfinished / "predictions.csv")
             pictures = [(pngs[name], caption) for name, (_, caption) in self.figures.items()]
-            (unfinished / "report.html").write_text(render(self.about, self.numbers, pictures), "utf-8", "replace")
+            (unfinished / PAGE).write_text(render(self.about, self.numbers, pictures), "utf-8", "replace")
             if where.exists():
                 shutil.rmtree(where)
             unfinished.rename(where)
@@ -112,6 +114,16 @@ class Report:
             for face, p_male in zip(self.answers.faces, self.answers.probabilities.T.tolist()):
                 known = (face.path, CLASSES[face.label], face.identity, face.group)
                 rows.writerow((*known, *(f"{p:.6f}" for p in p_male)))
+
+
+def check_folder(where: Path) -> None:
+    """Refuse to write over what is no report.
+
+    Raises:
+        UserError: there is something else.
+    """
+    if where.exists() and not (where / PAGE).is_file():
+        raise UserError(f"out={where} exists and is no report; give a new folder or delete it")
 
 
 def build(answers: Answers, data: str, weights: str, without: str | None = None) -> Report:
@@ -174,6 +186,8 @@ def main(words: list[str]) -> int:
     if ("data.root" in given) == ("data.csv" in given):
         raise UserError(f"give either data.root=DIR or data.csv=FILE; see {COMMAND} --help")
     model = Path(given.get("model") or newest_model())
+    out = Path(given.get("out") or model.parent / "report").absolute()
+    check_folder(out)
     predictor = Predictor(model)
     how = {**DEFAULTS, **predictor.facts.get("report", {})}
     if "data.csv" in given:
@@ -186,9 +200,8 @@ def main(words: list[str]) -> int:
     data = Path(given.get("data.root") or given["data.csv"]).name
     weights = Path(str(predictor.facts.get("weights", {}).get("name", "unknown"))).name
     report = build(answers, data, weights, given.get("data.without", how["without"]))
-    out = Path(given.get("out") or model.parent / "report")
     report.save(out)
-    print(f"\n{report.text()}\n{out / 'report.html'}")
+    print(f"\n{report.text()}\n{os.path.relpath(out / PAGE)}")
     return 0
 
 

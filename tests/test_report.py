@@ -187,5 +187,7 @@ def test_what_the_command_refuses(trained: Path, drawn: Path, in_tmp: Path, fail
     assert "give either data.root=DIR or data.csv=FILE" in fails(start)
     assert "'data.size=3' is none of model=" in fails(start, "data.size=3")
     assert "data.without=( is no regular expression" in fails(start, f"data.root={drawn}", "data.without=(")
+    Path("mine").mkdir()
+    assert "mine exists and is no report" in fails(start, f"data.root={drawn}", "out=mine")
     Path("file").write_text("")
-    assert "out=file/report: not a directory" in fails(start, f"data.root={drawn}", "out=file/report")
+    assert "file/report: not a directory" in fails(start, f"data.root={drawn}", "out=file/report")

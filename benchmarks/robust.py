@@ -1,0 +1,95 @@
+"""`experiment=robust` against the recipe, `experiment=seed views=8`: val clean and degraded, three seeds each.
+
+Both answer for as many women as men: the recipe's class weight, which moves its logit by log(n / (2 n_male)), is taken
+out of its head again. Intervals of the differences are paired: both are asked about the same pictures, and the draws
+of people are shared.
+
+    python benchmarks/robust.py data/facecom --weights resnet18.pth
+"""
+
+import argparse
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gender_cls import cache_folder
+from gender_cls.answers import MIDDLE, Answers, ask
+from gender_cls.checks import check
+from gender_cls.degrade import DEGRADATIONS
+from gender_cls.export import MODEL_NAME
+from gender_cls.features import Extractor
+from gender_cls.metrics import auroc, class_scores, confusion, interval, resample
+from gender_cls.predictor import Predictor
+from gender_cls.sources import Face, folder
+from gender_cls.tables import table
+
+PROJECT = Path(__file__).parent.parent
+SEEDS = (0, 1, 2)
+ROWS = ("clean", *DEGRADATIONS)
+
+
+def train(words: list[str], where: Path) -> Path:
+    """Run train.py; returns the model."""
+    command = [sys.executable, str(PROJECT / "train.py"), *words, "report=short", f"hydra.run.dir={where}"]
+    subprocess.run([*command, "trainer.enable_progress_bar=false"], check=True, stdout=subprocess.DEVNULL)
+    return where / MODEL_NAME
+
+
+def answers_of(model: Path, shift: float, faces: list[Face]) -> Answers:
+    """What a model says in every condition, with its logit moved by `shift`."""
+    predictor = Predictor(model)
+    with torch.no_grad():
+        predictor.network.head.bias += shift
+    extractor = Extractor(predictor.network, cache_folder())
+    return ask(predictor.network, predictor.preprocessing, faces, extractor, torch.get_num_threads())
+
+
+def main() -> None:
+    """Train, ask and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="folder with train/ and val/")
+    parser.add_argument("--weights", default="IMAGENET1K_V1", help="(%(default)s)")
+    arguments = parser.parse_args()
+    faces = check(folder(arguments.root), r"^(.+)_\d{4}$").splits
+    n_male = sum(face.label for face in faces["train"])
+    shifts = {"seed": -math.log(len(faces["train"]) / (2 * n_male)), "robust": 0.0}
+    given = [f"data.root='{arguments.root.resolve()}'", f"model.weights='{arguments.weights}'"]
+    found: dict[str, list[Answers]] = {}
+    with tempfile.TemporaryDirectory() as runs:
+        for name, shift in shifts.items():
+            for seed in SEEDS:
+                words = [f"experiment={name}", "views=8", f"seed={seed}", *given]
+                model = train(words, Path(runs, f"{name}_{seed}"))
+                found.setdefault(name, []).append(answers_of(model, shift, faces["val"]))
+    first = found["seed"][0]
+    labels, people = first.labels, first.people
+    asked = [torch.cat([each.probabilities[:1], each.at(MIDDLE)]) for name in shifts for each in found[name]]
+    probabilities = torch.stack(asked).unflatten(0, (len(shifts), len(SEEDS)))  # (2, seeds, 8, N)
+    areas = np.array([auroc(row, torch.from_numpy(labels)) for row in probabilities.flatten(0, 2)]).reshape(2, -1, 8)
+    right = (probabilities > 0.5).numpy()
+    counts = np.array([confusion(row, labels) for row in right.reshape(-1, len(labels))])
+    scores = {name: values.reshape(2, -1, 8).mean(1) for name, values in class_scores(counts).items()}  # (2, 8)
+    drawn = class_scores(resample(right.reshape(-1, len(labels)), labels, people))["f1_macro"]
+    differences = np.diff(drawn.reshape(len(drawn), 2, -1, 8).mean(2), axis=1)[:, 0]  # (draws, 8)
+    of_rows = {name: [place] for place, name in enumerate(ROWS)} | {"mean of the seven": list(range(1, 8))}
+    rows: list[list[object]] = []
+    for name, chosen in of_rows.items():
+        low, high = interval(differences[:, chosen].mean(1))
+        seed, robust = scores["f1_macro"][:, chosen].mean(1)
+        each = [scores[f"f1_{label}"][model, chosen].mean() for model in (0, 1) for label in ("female", "male")]
+        area = areas.mean(1)[:, chosen].mean(1)
+        numbers = (seed, robust, robust - seed, low, high, *each, *area)
+        rows.append([name, *map(float, numbers)])
+    of_f1 = ("F1 f seed", "F1 m seed", "F1 f robust", "F1 m robust")
+    header = ("seed", "robust", "difference", "low", "high", *of_f1, "AUROC seed", "AUROC robust")
+    print(f"macro-F1 first; {len(labels)} pictures of {len(set(people))} people, degraded at severity {MIDDLE}")
+    print(table(("", *header), rows))
+
+
+if __name__ == "__main__":
+    main()
