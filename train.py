@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint
 
 from gender_cls import cache_folder, dashboard, metrics, report, tables
-from gender_cls.answers import ask
+from gender_cls.answers import ask, check_pattern
 from gender_cls.checks import check
 from gender_cls.datamodule import FaceDataModule
 from gender_cls.errors import UserError
@@ -129,8 +129,9 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
 def save(cfg: DictConfig, run_dir: Path, network: GenderNet, data: FaceDataModule, about: dict[str, Any]) -> None:
     """Write the model, and say how to ask it."""
     weights = {"name": cfg.model.weights, "hash": network.backbone_hash()}
-    choices = {key: cfg.data.get(key, default) for key, default in report.DEFAULTS.items()}
-    model = save_model(run_dir, network, data.views.preprocessing, {"weights": weights, "report": choices, **about})
+    choices = {key: cfg.data.get(key, usual) for key, usual in report.USUAL.items()}
+    facts = {"weights": weights, "features": plain(cfg.features), "report": choices, **about}
+    model = save_model(run_dir, network, data.views.preprocessing, facts)
     command = ["python", "predict.py", f"model={shown(model)}", f"img={shown(data.faces.splits['val'][0].path)}"]
     print(f"\nsaved {shown(model)}\n{shlex.join(command)}")
 
@@ -140,8 +141,8 @@ def report_in_full(
 ) -> None:
     """Write the report on val, clean and degraded."""
     answers = ask(network, data.views.preprocessing, data.faces.splits["val"], extractor, data.num_workers)
-    source, weights = (Path(str(name)).name for name in (cfg.data.get("csv") or cfg.data.root, cfg.model.weights))
-    full = report.build(answers, source, weights, cfg.data.without)
+    source = Path(cfg.data.get("csv") or cfg.data.root).resolve().name
+    full = report.build(answers, source, cfg.model.weights, cfg.data.without)
     full.save(run_dir / "report")
     dashboard.show_report(trainer, full)
     print(f"\n{full.text()}\n{shown(run_dir / 'report' / 'report.html')}")
@@ -169,6 +170,11 @@ def check_values(cfg: DictConfig) -> None:
             continue
         if not isinstance(value, int) or value < low:
             raise UserError(f"{key}={value}: give a whole number of at least {low}")
+    if not isinstance(cfg.data.crop, int | float) or not 0 < cfg.data.crop <= 1:
+        raise UserError(f"data.crop={cfg.data.crop}: give a share above 0, up to 1")
+    if not isinstance(cfg.data.median, bool):
+        raise UserError(f"data.median={cfg.data.median}: give true or false")
+    check_pattern(cfg.data.without)
     if cfg.report not in ("short", "full"):
         raise UserError(f"report={cfg.report}: give short or full")
     choices = {"precision": ("auto", "bf16", "fp32"), "dtype": ("float16", "float32"), "engine": ("torch", "openvino")}
@@ -192,7 +198,7 @@ def quieten() -> None:
 def make_data(cfg: DictConfig, splits: Splits) -> FaceDataModule:
     """Check and split the faces and make the loaders."""
     faces = check(splits, cfg.data.identity, cfg.data.val_share, cfg.data.holdout, cfg.data.split_seed)
-    preprocessing = Preprocessing(cfg.data.size, cfg.data.crop, cfg.data.median)
+    preprocessing = Preprocessing(cfg.data.size, float(cfg.data.crop), cfg.data.median)
     degrading = Degrading(**plain(cfg.degrade))
     views = TrainingViews(preprocessing, **plain(cfg.data.augment), degrading=degrading, seed=cfg.data.view_seed)
     return FaceDataModule(faces, views, cfg.data.batch_size, cfg.data.num_workers, cfg.data.balanced_sampler, cfg.seed)
@@ -308,7 +314,8 @@ def evaluate(trainer: pl.Trainer, module: GenderModule, data: FaceDataModule) ->
         indices = torch.cat([i for _, i in batches]).tolist()
         faces = [data.faces.splits[split][index] for index in indices]
         labels = np.array([face.label for face in faces])
-        (figures[split],) = metrics.evaluate(probabilities[None], labels, [face.identity for face in faces])
+        people = [face.identity for face in faces]
+        figures[split] = metrics.Evaluation(probabilities[None], labels, people).figures(0)
     return figures
 
 

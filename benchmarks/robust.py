@@ -23,7 +23,8 @@ from gender_cls.checks import check
 from gender_cls.degrade import DEGRADATIONS
 from gender_cls.export import MODEL_NAME
 from gender_cls.features import Extractor
-from gender_cls.metrics import auroc, class_scores, confusion, interval, resample
+from gender_cls.metrics import auroc, class_scores, confusion, resample
+from gender_cls.people import IDENTITY
 from gender_cls.predictor import Predictor
 from gender_cls.sources import Face, folder
 from gender_cls.tables import table
@@ -54,8 +55,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder with train/ and val/")
     parser.add_argument("--weights", default="IMAGENET1K_V1", help="(%(default)s)")
+    parser.add_argument("--epochs", type=int, default=30, help="(%(default)s)")
     arguments = parser.parse_args()
-    faces = check(folder(arguments.root), r"^(.+)_\d{4}$").splits
+    faces = check(folder(arguments.root), IDENTITY).splits
     n_male = sum(face.label for face in faces["train"])
     shifts = {"seed": -math.log(len(faces["train"]) / (2 * n_male)), "robust": 0.0}
     given = [f"data.root='{arguments.root.resolve()}'", f"model.weights='{arguments.weights}'"]
@@ -63,7 +65,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as runs:
         for name, shift in shifts.items():
             for seed in SEEDS:
-                words = [f"experiment={name}", "views=8", f"seed={seed}", *given]
+                words = [
+                    f"experiment={name}",
+                    "views=8",
+                    f"seed={seed}",
+                    f"trainer.max_epochs={arguments.epochs}",
+                    *given,
+                ]
                 model = train(words, Path(runs, f"{name}_{seed}"))
                 found.setdefault(name, []).append(answers_of(model, shift, faces["val"]))
     first = found["seed"][0]
@@ -71,15 +79,15 @@ def main() -> None:
     asked = [torch.cat([each.probabilities[:1], each.at(MIDDLE)]) for name in shifts for each in found[name]]
     probabilities = torch.stack(asked).unflatten(0, (len(shifts), len(SEEDS)))  # (2, seeds, 8, N)
     areas = np.array([auroc(row, torch.from_numpy(labels)) for row in probabilities.flatten(0, 2)]).reshape(2, -1, 8)
-    right = (probabilities > 0.5).numpy()
-    counts = np.array([confusion(row, labels) for row in right.reshape(-1, len(labels))])
+    answers = (probabilities > 0.5).numpy()
+    counts = np.array([confusion(row, labels) for row in answers.reshape(-1, len(labels))])
     scores = {name: values.reshape(2, -1, 8).mean(1) for name, values in class_scores(counts).items()}  # (2, 8)
-    drawn = class_scores(resample(right.reshape(-1, len(labels)), labels, people))["f1_macro"]
+    drawn = class_scores(resample(answers.reshape(-1, len(labels)), labels, people))["f1_macro"]
     differences = np.diff(drawn.reshape(len(drawn), 2, -1, 8).mean(2), axis=1)[:, 0]  # (draws, 8)
     of_rows = {name: [place] for place, name in enumerate(ROWS)} | {"mean of the seven": list(range(1, 8))}
     rows: list[list[object]] = []
     for name, chosen in of_rows.items():
-        low, high = interval(differences[:, chosen].mean(1))
+        low, high = np.quantile(differences[:, chosen].mean(1), [0.025, 0.975])
         seed, robust = scores["f1_macro"][:, chosen].mean(1)
         each = [scores[f"f1_{label}"][model, chosen].mean() for model in (0, 1) for label in ("female", "male")]
         area = areas.mean(1)[:, chosen].mean(1)

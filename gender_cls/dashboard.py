@@ -10,7 +10,7 @@ from gender_cls.datamodule import FaceDataModule
 from gender_cls.figures import confusion_figure, contact_sheet
 from gender_cls.report import Report
 
-Figures = Mapping[str, Mapping[str, Any]]  # of each split, as `report.evaluate` gives them
+Figures = Mapping[str, Mapping[str, Any]]  # of each split, as `metrics.Evaluation` gives them
 
 
 def show_views(trainer: pl.Trainer, data: FaceDataModule) -> None:

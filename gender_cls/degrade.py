@@ -28,7 +28,7 @@ Degradation = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 def blurred(image: np.ndarray, severity: int, generator: np.random.Generator) -> np.ndarray:
     """Out of focus (Gaussian), or moved in a straight line, with equal chances."""
-    (share,) = CONSTANTS["blurred"][severity - 1]
+    (share,) = _constants("blurred", severity)
     sigma = share * _side(image)
     if generator.random() < 0.5:
         return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
@@ -38,7 +38,7 @@ def blurred(image: np.ndarray, severity: int, generator: np.random.Generator) ->
     margin = int(abs(shifts).max())
     height, width = image.shape[:2]
     wide = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
-    total = np.zeros(image.shape, np.uint16)
+    total = np.zeros(image.shape, np.uint32)
     for down, right in margin + shifts:
         total += wide[down : down + height, right : right + width]
     return (total // len(shifts)).astype(np.uint8)
@@ -46,20 +46,20 @@ def blurred(image: np.ndarray, severity: int, generator: np.random.Generator) ->
 
 def foggy(image: np.ndarray, severity: int, generator: np.random.Generator) -> np.ndarray:
     """Behind a smooth grey cloud, thicker in some places."""
-    share, cloud = CONSTANTS["foggy"][severity - 1]
+    share, cloud = _constants("foggy", severity)
     thickness = np.sum([_smooth(image, cells, generator) / cells for cells in (2, 4, 8)], axis=0)
     return _clip(image * np.float32(share) + (np.float32(cloud) * (1 + np.float32(0.35) * thickness))[..., None])
 
 
 def lowlight(image: np.ndarray, severity: int, generator: np.random.Generator) -> np.ndarray:
     """With a part of the light."""
-    (share,) = CONSTANTS["lowlight"][severity - 1]
+    (share,) = _constants("lowlight", severity)
     return _clip(image * np.float32(share))
 
 
 def noisy(image: np.ndarray, severity: int, generator: np.random.Generator) -> np.ndarray:
     """Salt and pepper: pixels turned white or black."""
-    (share,) = CONSTANTS["noisy"][severity - 1]
+    (share,) = _constants("noisy", severity)
     chance = generator.random(image.shape[:2], dtype=np.float32)
     noise = image.copy()
     noise[chance < share / 2] = 0
@@ -69,7 +69,7 @@ def noisy(image: np.ndarray, severity: int, generator: np.random.Generator) -> n
 
 def rainy(image: np.ndarray, severity: int, generator: np.random.Generator) -> np.ndarray:
     """Behind dense, short, slanted, bright streaks, and a little darker."""
-    share, light = CONSTANTS["rainy"][severity - 1]
+    share, light = _constants("rainy", severity)
     height, width = image.shape[:2]
     length = max(1.0, STREAKS * _side(image))
     number = max(1, round(share * height * width / length))
@@ -87,7 +87,7 @@ def rainy(image: np.ndarray, severity: int, generator: np.random.Generator) -> n
 
 def resized(image: np.ndarray, severity: int, generator: np.random.Generator) -> np.ndarray:
     """Made small, and as large as before."""
-    least, most = CONSTANTS["resized"][severity - 1]
+    least, most = _constants("resized", severity)
     factor = generator.uniform(least, most)
     height, width = image.shape[:2]
     small = max(1, round(width / factor)), max(1, round(height / factor))
@@ -97,7 +97,7 @@ def resized(image: np.ndarray, severity: int, generator: np.random.Generator) ->
 
 def sunny(image: np.ndarray, severity: int, generator: np.random.Generator) -> np.ndarray:
     """Behind a saturated white disc with a narrow glow, more often near the middle, where the face is."""
-    least, most = CONSTANTS["sunny"][severity - 1]
+    least, most = _constants("sunny", severity)
     share = generator.uniform(least, most)
     height, width = image.shape[:2]
     radius = np.sqrt(share * height * width / np.pi)
@@ -114,21 +114,27 @@ DEGRADATIONS: dict[str, Degradation] = {
 }
 
 
-def degrade(picture: Image.Image, seed: int, *steps: tuple[str, int]) -> Image.Image:
+def degrade(picture: Image.Image, generator: np.random.Generator, *steps: tuple[str, int]) -> Image.Image:
     """Degrade a picture, first made smaller if its longer side is over `LARGEST`.
 
     Args:
         picture: RGB.
-        seed: Of all that is random.
+        generator: Of all that is random.
         steps: Name and severity of each degradation, in order.
     """
     if max(picture.size) > LARGEST:
         picture = picture.copy()
         picture.thumbnail((LARGEST, LARGEST), Image.Resampling.BILINEAR)
-    image, generator = np.asarray(picture), np.random.default_rng(seed)
+    image = np.asarray(picture)
     for name, severity in steps:
         image = DEGRADATIONS[name](image, severity, generator)
     return Image.fromarray(image)
+
+
+def _constants(name: str, severity: int) -> tuple[float, ...]:
+    if severity not in SEVERITIES:
+        raise ValueError(f"severity {severity}; give 1 to 5")
+    return CONSTANTS[name][severity - 1]
 
 
 def _side(image: np.ndarray) -> float:

@@ -39,7 +39,7 @@ Block = tuple[Columns, list[bytes]]  # pictures, by digest, that go through the 
 class Extractor:
     """The frozen backbone, and the stores of what it makes of pictures.
 
-    A picture is decoded and resized once for all its missing views. On a CPU each worker process runs a backbone of
+    A picture is decoded once for all its missing views. On a CPU each worker process runs a backbone of
     its own on one thread, so nobody waits for anybody; for a GPU the workers make the views.
 
     Args:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WIDTH = 6.4  # inches
 COLOURS = {"female": "tab:purple", "male": "tab:green"}
 LETTERS = 34  # of a file name above its picture
-Numbers = Mapping[str, Any]  # of one set of answers, as `metrics.evaluate` gives them
+Numbers = Mapping[str, Any]  # of one set of answers, as `metrics.Evaluation` gives them
 
 
 def confusion_figure(sets: Mapping[str, Numbers]) -> "Figure":

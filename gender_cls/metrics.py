@@ -17,6 +17,7 @@ from torchmetrics.classification import (
 from gender_cls import CLASSES
 
 RESAMPLES = 2000
+INTERVALS = ("f1_macro", "f1_female", "f1_male", "recall_female", "recall_male")
 
 
 def collection() -> MetricCollection:
@@ -30,18 +31,6 @@ def collection() -> MetricCollection:
     return MetricCollection(metrics, compute_groups=False)
 
 
-def scores(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Precision, recall and F1 of each class and macro, and accuracy.
-
-    Args:
-        probabilities: Of male, (N), in 0..1; male is answered above 0.5.
-        labels: (N), 0 or 1.
-    """
-    metrics = collection()
-    metrics.update((probabilities > 0.5).long(), labels.long())
-    return {name: float(value) for name, value in metrics.compute().items()}
-
-
 def auroc(probabilities: torch.Tensor, labels: torch.Tensor) -> float | None:
     """Area under the receiver operating characteristic; None where there is one label only."""
     return round(float(BinaryAUROC()(probabilities, labels.long())), 6) if 0 < labels.sum() < len(labels) else None
@@ -53,13 +42,21 @@ def confusion(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def class_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """F1 = 2 TP / (2 TP + FP + FN) and recall of each class and macro-F1, 0 for 0 / 0, from counts (..., 2, 2)."""
+    """Precision, recall and F1 = 2 TP / (2 TP + FP + FN) of each class and macro, and accuracy; 0 for 0 / 0.
+
+    Args:
+        counts: (..., 2, 2), rows are labels, columns answers.
+    """
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    f1 = _divide(2 * hits, counts.sum(-1) + counts.sum(-2))
-    recall = _divide(hits, counts.sum(-1))
-    values = {"f1_macro": f1.mean(-1)}
-    for label, name in enumerate(CLASSES):
-        values |= {f"f1_{name}": f1[..., label], f"recall_{name}": recall[..., label]}
+    found = {
+        "f1": _divide(2 * hits, counts.sum(-1) + counts.sum(-2)),
+        "precision": _divide(hits, counts.sum(-2)),
+        "recall": _divide(hits, counts.sum(-1)),
+    }
+    values = {"accuracy": _divide(hits.sum(-1), counts.sum((-2, -1)))}
+    for name, of_classes in found.items():
+        values[f"{name}_macro"] = of_classes.mean(-1)
+        values |= {f"{name}_{label}": of_classes[..., at] for at, label in enumerate(CLASSES)}
     return values
 
 
@@ -83,51 +80,43 @@ def resample(answers: np.ndarray, labels: np.ndarray, identities: Sequence[str])
     """
     _, person = np.unique(np.asarray(identities), return_inverse=True)
     people, sets = int(person.max()) + 1, len(answers)
-    of_person = np.zeros((people, sets * 4), np.int32)
+    of_person = np.zeros((people, sets * 4), np.float32)  # whole numbers below 2**24, which a fast product keeps
     for number, row in enumerate(answers):
         np.add.at(of_person, (person, 4 * number + 2 * labels.astype(int) + row.astype(int)), 1)
     kinds, number_of = np.unique(of_person, axis=0, return_counts=True)  # people with equal counts are drawn as one
     generator = np.random.default_rng(0)
     drawn = [  # a few at a time: for many people the draws are large
-        generator.multinomial(people, number_of / people, size=RESAMPLES // 100) @ kinds for _ in range(100)
+        generator.multinomial(people, number_of / people, size=RESAMPLES // 100).astype(np.float32) @ kinds
+        for _ in range(100)
     ]
     return np.concatenate(drawn).reshape(RESAMPLES, sets, 2, 2)
 
 
-def interval(values: np.ndarray) -> np.ndarray:
-    """95 % percentile interval, (2, ...), of bootstrap values (RESAMPLES, ...)."""
-    return np.quantile(values, [0.025, 0.975], axis=0)
-
-
-def evaluate(probabilities: torch.Tensor, labels: np.ndarray, identities: Sequence[str]) -> list[dict[str, Any]]:
-    """All figures of some sets of answers for the same pictures, with 95 % intervals (`..._ci95`) and counts.
+class Evaluation:
+    """Figures of some sets of answers for the same pictures, such as clean and degraded ones.
 
     Args:
-        probabilities: Of male, (S, N), in 0..1.
+        probabilities: Of male, (S, N), in 0..1; male is answered above 0.5.
         labels: (N), 0 or 1.
         identities: (N), who it is.
     """
-    answers = (probabilities > 0.5).numpy()
-    ends = {name: interval(values) for name, values in class_scores(resample(answers, labels, identities)).items()}
-    return [
-        {
-            **{name: round(value, 6) for name, value in scores(row, torch.from_numpy(labels)).items()},
-            **{f"{name}_ci95": [round(float(end), 6) for end in both[:, at]] for name, both in ends.items()},
-            "auroc": auroc(row, torch.from_numpy(labels)),
-            "pictures": len(labels),
-            "people": len(set(identities)),
-            "confusion": confusion(answers[at], labels).tolist(),
-        }
-        for at, row in enumerate(probabilities)
-    ]
 
+    def __init__(self, probabilities: torch.Tensor, labels: np.ndarray, identities: Sequence[str]) -> None:
+        answers = (probabilities > 0.5).numpy()
+        self.counts = np.stack([confusion(row, labels) for row in answers])
+        self.values = class_scores(self.counts)
+        self.drawn = class_scores(resample(answers, labels, identities))
+        self.auroc = [auroc(row, torch.from_numpy(labels)) for row in probabilities]
+        self.pictures, self.people = len(labels), len(set(identities))
 
-def evaluate_mean(probabilities: torch.Tensor, labels: np.ndarray, identities: Sequence[str]) -> dict[str, Any]:
-    """Means over the sets of F1, recall and AUROC, the former with 95 % intervals; arguments as for `evaluate`."""
-    answers = (probabilities > 0.5).numpy()
-    counts = np.stack([confusion(row, labels) for row in answers])
-    values: dict[str, Any] = {name: round(float(value.mean()), 6) for name, value in class_scores(counts).items()}
-    for name, drawn in class_scores(resample(answers, labels, identities)).items():
-        values[f"{name}_ci95"] = [round(float(end), 6) for end in interval(drawn.mean(-1))]
-    areas = [area for row in probabilities if (area := auroc(row, torch.from_numpy(labels))) is not None]
-    return values | {"auroc": round(float(np.mean(areas)), 6) if areas else None}
+    def figures(self, *sets: int) -> dict[str, Any]:
+        """Means over sets, with 95 % intervals (`..._ci95`); of a single one also its confusion counts."""
+        chosen = list(sets)
+        found: dict[str, Any] = {name: round(float(row[chosen].mean()), 6) for name, row in self.values.items()}
+        for name in INTERVALS:
+            ends = np.quantile(self.drawn[name][:, chosen].mean(1), [0.025, 0.975])
+            found[f"{name}_ci95"] = [round(float(end), 6) for end in ends]
+        areas = [area for place in chosen if (area := self.auroc[place]) is not None]
+        found |= {"auroc": round(float(np.mean(areas)), 6) if areas else None}
+        found |= {"pictures": self.pictures, "people": self.people}
+        return found | ({"confusion": self.counts[chosen[0]].tolist()} if len(chosen) == 1 else {})

@@ -18,16 +18,16 @@ CARE = (
 )
 TITLE = "Where the model breaks"
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; color: #222 }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem; color: #222 }
 h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem; white-space: nowrap }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem; white-space: nowrap }
+th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 1rem 0; flex: 1 1 20rem; max-width: 29rem }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 1rem 0; flex: 1 1 20rem; max-width: 33rem }
 img { width: 100% } figcaption, caption { font-size: .85rem; color: #555; text-align: left; white-space: normal }
 """
 HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-Numbers = Mapping[str, Any]  # of one set of answers, as `metrics.evaluate` gives them
+Numbers = Mapping[str, Any]  # of one set of answers, as `metrics.Evaluation` gives them
 Cell = str | int | float | None
 COLUMNS = ("f1_macro", "f1_female", "f1_male", "recall_female", "recall_male")
 TITLES = ("macro-F1", "F1 female", "F1 male", "recall female", "recall male")
@@ -64,7 +64,8 @@ def render(about: str, numbers: Numbers, pictures: Sequence[tuple[bytes, str]]) 
     if numbers["gap"]:
         best, worst, fall = (numbers["gap"][key] for key in ("best", "worst", "f1_macro"))
         parts.append(_paragraph(f"From {best} to {worst}, macro-F1 on clean pictures falls by {fall:.3f}."))
-    parts += ["<h2>Surest mistakes</h2>", _mistakes(about, numbers["mistakes"] + numbers["mistakes_degraded"])]
+    mistakes = numbers["mistakes"] + numbers["mistakes_degraded"]
+    parts += ["<h2>Surest mistakes</h2>", _mistakes(about, mistakes) if mistakes else _paragraph("None.")]
     shown = [_picture(png, caption) for png, caption in pictures]
     body = "\n".join([*parts, "<h2>Figures</h2>", '<div class="figures">', *shown, "</div>"])
     head = f"<head>{HEAD}<title>{TITLE}</title><style>{STYLE}</style></head>"
@@ -97,15 +98,21 @@ def _row(name: str, numbers: Numbers) -> list[Cell]:
 
 def _slices(about: str, slices: Sequence[Numbers]) -> str:
     rows = [
-        [row["slice"], row["clean"]["pictures"], *_row("", row["clean"])[1:], with_interval(row["mean_of_seven"])]
+        [
+            row["slice"],
+            row["clean"]["pictures"],
+            row["clean"]["people"],
+            *_row("", row["clean"])[1:],
+            with_interval(row["mean_of_seven"]),
+        ]
         for row in slices
     ]
-    return _table(f"{about}, clean", ("", "pictures", *TITLES, "AUROC", "mean of the seven"), rows)
+    return _table(f"{about}, clean", ("", "pictures", "people", *TITLES, "AUROC", "mean of the seven"), rows)
 
 
 def _mistakes(about: str, mistakes: Sequence[Numbers]) -> str:
-    keys = ("path", "condition", "label", "answer", "p_male")
-    names = ("file", "condition", "label in the data set", "answer", "probability of male")
+    keys = ("condition", "label", "answer", "p_male", "path")
+    names = ("condition", "label", "answer", "p(male)", "file")
     return _table(about, names, [[row[key] for key in keys] for row in mistakes])
 
 

@@ -13,6 +13,7 @@ from gender_cls import CLASSES
 from gender_cls.errors import UserError
 from gender_cls.sources import Face, Splits
 
+IDENTITY = r"^(.+)_\d{4}$"  # the usual pattern of file names, see `name_people`
 MIN_PEOPLE = 10  # fewer in a class: the pattern most likely took a camera's file name for a person
 
 

@@ -12,18 +12,21 @@ keys:
   data.root=DIR      or data.csv=FILE: the pictures
   data.group=COLUMN  of the CSV: figures for each of its values, and the gap between best and worst (default: group)
   data.without=RE    figures once more without the files whose name, less its ending, this regular expression matches
+                     (default: as the run that made the model; null for none)
   out=DIR            where to; default: report/ beside the model
-  features.dir=DIR   where features are stored (default: $XDG_CACHE_HOME/gender_cls or ~/.cache/gender_cls)
+  features.dir=DIR   where features are stored (default: as the run that made the model)
 
 Who is who, and who is val where the data bring no split, is decided as in the run that made the model.
 """
 
 import csv
+import io
+import json
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,17 +34,17 @@ from PIL import Image
 
 from gender_cls import CLASSES, cache_folder
 from gender_cls import figures as draw
-from gender_cls.answers import MIDDLE, Answers, Numbers, ask, measure
+from gender_cls.answers import MIDDLE, Answers, Numbers, ask, check_pattern, measure
 from gender_cls.checks import check
 from gender_cls.degrade import DEGRADATIONS, LARGEST, SEVERITIES
 from gender_cls.errors import UserError
-from gender_cls.export import write_json
 from gender_cls.features import Extractor
 from gender_cls.images import PictureError, load_rgb
 from gender_cls.page import render, to_png
+from gender_cls.people import IDENTITY
 from gender_cls.predictor import Predictor, newest_model
 from gender_cls.sources import folder, manifest
-from gender_cls.tables import table, with_interval
+from gender_cls.tables import describe_data, table, with_interval
 from gender_cls.views import CLEAN, CONDITIONS, degraded
 from gender_cls.words import read_words, run_command
 
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
 PAGE = "report.html"
 COMMAND = "python -m gender_cls.report"
 KEYS = ("model", "data.root", "data.csv", "data.group", "data.without", "out", "features.dir")
-DEFAULTS = {"identity": r"^(.+)_\d{4}$", "val_share": 0.2, "split_seed": 0, "group": "group", "without": None}
+USUAL = {"identity": IDENTITY, "val_share": 0.2, "split_seed": 0, "group": "group", "without": None}  # keys of data
 
 
 @dataclass
@@ -81,63 +84,65 @@ class Report:
             f"mean of the seven at severity {MIDDLE} {with_interval(mean)}"
         )
 
-    def save(self, where: Path) -> None:
-        """Write the folder: whole, in the place of an earlier report.
+    def save(self, folder: Path) -> None:
+        """Write the files, each whole or not at all; those of an earlier report are replaced.
 
         Raises:
-            UserError: it can't be written, or is something else's.
+            UserError: the folder can't be written.
         """
-        check_folder(where)
-        unfinished = where.with_name(f"{where.name}.part-{os.getpid()}")
+        pngs = {name: to_png(figure) for name, (figure, _) in self.figures.items()}
+        pictures = [(pngs[name], caption) for name, (_, caption) in self.figures.items()]
+        numbers = {"about": self.about, **self.numbers}
+        contents = {f"{name}.png": png for name, png in pngs.items()} | {
+            "predictions.csv": self._predictions().encode(errors="surrogateescape"),
+            "metrics.json": json.dumps(numbers, indent=2).encode(),
+            PAGE: render(self.about, self.numbers, pictures).encode(errors="replace"),
+        }
+        make_folder(folder)
         try:
-            unfinished.mkdir(parents=True)
-            pngs = {name: to_png(figure) for name, (figure, _) in self.figures.items()}
-            for name, png in pngs.items():
-                (unfinished / f"{name}.png").write_bytes(png)
-            write_json(unfinished / "metrics.json", {"about": self.about, **self.numbers})
-            self._write_predictions(unfinished / "predictions.csv")
-            pictures = [(pngs[name], caption) for name, (_, caption) in self.figures.items()]
-            (unfinished / PAGE).write_text(render(self.about, self.numbers, pictures), "utf-8", "replace")
-            if where.exists():
-                shutil.rmtree(where)
-            unfinished.rename(where)
+            for name, content in contents.items():
+                unfinished = folder / f"{name}.part"
+                unfinished.write_bytes(content)
+                os.replace(unfinished, folder / name)
         except OSError as error:
-            raise UserError(f"out={where}: {(error.strerror or str(error)).lower()}; give another folder") from error
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            raise UserError(f"{folder}: {(error.strerror or str(error)).lower()}; give another folder") from error
 
-    def _write_predictions(self, path: Path) -> None:
-        with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = csv.writer(file)
-            conditions = [f"{name}_{severity}" if severity else name for name, severity in CONDITIONS]
-            rows.writerow(("path", "label", "identity", "group", *conditions))
-            for face, p_male in zip(self.answers.faces, self.answers.probabilities.T.tolist()):
-                known = (face.path, CLASSES[face.label], face.identity, face.group)
-                rows.writerow((*known, *(f"{p:.6f}" for p in p_male)))
+    def _predictions(self) -> str:
+        text = io.StringIO()
+        rows = csv.writer(text)
+        conditions = [f"{name}_{severity}" if severity else name for name, severity in CONDITIONS]
+        rows.writerow(("path", "label", "identity", "group", *conditions))
+        for face, p_male in zip(self.answers.faces, self.answers.probabilities.T.tolist()):
+            known = (face.path, CLASSES[face.label], face.identity, face.group)
+            rows.writerow((*known, *(f"{p:.6f}" for p in p_male)))
+        return text.getvalue()
 
 
-def check_folder(where: Path) -> None:
-    """Refuse to write over what is no report.
+def make_folder(folder: Path) -> None:
+    """Make a folder for a report.
 
     Raises:
-        UserError: there is something else.
+        UserError: it can't be made.
     """
-    if where.exists() and not (where / PAGE).is_file():
-        raise UserError(f"out={where} exists and is no report; give a new folder or delete it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={folder}: {(error.strerror or str(error)).lower()}; give another folder") from error
 
 
-def build(answers: Answers, data: str, weights: str, without: str | None = None) -> Report:
+def build(answers: Answers, data: str, weights: str | None, without: str | None = None) -> Report:
     """Measure and draw.
 
     Args:
         answers: Of the model, in every condition.
         data: Name of the data, for captions.
-        weights: Name of the backbone's weights, for captions.
+        weights: Name or path of the backbone's weights, for captions; None for random ones.
         without: Pattern of file names that are left out in a slice.
     """
     numbers = measure(answers, without)
+    named = Path(weights).name if weights else "random"
     clean, by_name = numbers["clean"], numbers["degraded"]
-    about = f"{clean['pictures']} pictures of {clean['people']} people ({data}, val); backbone: {weights}"
+    about = f"{clean['pictures']} pictures of {clean['people']} people ({data}, val); weights: {named}"
     names = {"clean": CLEAN, **{name: CONDITIONS.index((name, MIDDLE)) for name in DEGRADATIONS}}
     probabilities = {name: answers.probabilities[number] for name, number in names.items()}
     middle = {"clean": clean} | {name: by_name[name][MIDDLE] for name in DEGRADATIONS}
@@ -157,14 +162,17 @@ def build(answers: Answers, data: str, weights: str, without: str | None = None)
             f"Degraded pictures (severity {MIDDLE}) answered wrong, the surest first, each picture once",
         ),
     }
+    for figure, _ in drawn.values():  # wherever it goes, it says of what it is
+        figure.suptitle(fill(about, 80), fontsize=8, color="dimgrey", parse_math=False)
     captioned = {name: (figure, f"{caption}. {about}.") for name, (figure, caption) in drawn.items()}
     return Report(about, answers, numbers, captioned)
 
 
 def _sheet(answers: Answers, mistakes: Sequence[Numbers]) -> "Figure":
+    faces = {face.path: face for face in answers.faces}
     tiles = []
     for row in mistakes:
-        face = answers.faces[row["index"]]
+        face = faces[row["path"]]
         number = CONDITIONS.index((row["condition"], MIDDLE if row["condition"] != "clean" else 0))
         try:
             picture = degraded(load_rgb(face.path), face.digest, number)
@@ -186,23 +194,41 @@ def main(words: list[str]) -> int:
     if ("data.root" in given) == ("data.csv" in given):
         raise UserError(f"give either data.root=DIR or data.csv=FILE; see {COMMAND} --help")
     model = Path(given.get("model") or newest_model())
-    out = Path(given.get("out") or model.parent / "report").absolute()
-    check_folder(out)
     predictor = Predictor(model)
-    how = {**DEFAULTS, **predictor.facts.get("report", {})}
+    recipe = ", without its JSON: the recipe's preprocessing is assumed" if predictor.assumed_preprocessing else ""
+    print(f"model: {model}{recipe}")
+    how = {**USUAL, **predictor.facts.get("report", {})}
+    without = given.get("data.without", how["without"])
+    without = None if without == "null" else without
+    check_pattern(without)
+    out = Path(given.get("out") or model.parent / "report")
+    make_folder(out)
     if "data.csv" in given:
         splits = manifest(given["data.csv"], given.get("data.group", how["group"]))
     else:
         splits = folder(given["data.root"])
     faces = check(splits, how["identity"], how["val_share"], split_seed=how["split_seed"])
-    extractor = Extractor(predictor.network, given.get("features.dir") or cache_folder())
-    answers = ask(predictor.network, predictor.preprocessing, faces.splits["val"], extractor, os.cpu_count() or 1)
-    data = Path(given.get("data.root") or given["data.csv"]).name
-    weights = Path(str(predictor.facts.get("weights", {}).get("name", "unknown"))).name
-    report = build(answers, data, weights, given.get("data.without", how["without"]))
+    print(describe_data(faces))
+    answers = ask(
+        predictor.network,
+        predictor.preprocessing,
+        faces.splits["val"],
+        _extractor(predictor, given),
+        os.cpu_count() or 1,
+    )
+    data = Path(given.get("data.root") or given["data.csv"]).resolve().name
+    report = build(answers, data, predictor.facts.get("weights", {"name": "unknown"})["name"], without)
     report.save(out)
-    print(f"\n{report.text()}\n{os.path.relpath(out / PAGE)}")
+    print(f"\n{report.text()}\n{out / PAGE}")
     return 0
+
+
+def _extractor(predictor: Predictor, given: Mapping[str, str]) -> Extractor:
+    """One that computes as the run of the model did."""
+    how = {"precision": "auto", "dtype": "float16", "engine": "torch", **predictor.facts.get("features", {})}
+    where = given.get("features.dir") or how.get("dir") or cache_folder()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Extractor(predictor.network, where, how["precision"], how["dtype"], how["engine"], device)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From a decoded picture to the network's input; the only place that resizes and normalises."""
+"""From a decoded picture to the network's input; the only place that resizes to the network and normalises."""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,5 +1,6 @@
 """All views of a picture, each a pure function of the picture's content, a seed and a number."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -9,11 +10,12 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from gender_cls.degrade import DEGRADATIONS, SEVERITIES, degrade
+from gender_cls.degrade import CONSTANTS, DEGRADATIONS, LARGEST, SEVERITIES, STREAKS, degrade
 from gender_cls.errors import UserError
 from gender_cls.transforms import Preprocessing, derive_seed
 
 CLEAN = 0  # the number of the evaluation view in which nothing is degraded
+DEGRADATIONS_HASH = hashlib.blake2b(repr((CONSTANTS, LARGEST, STREAKS)).encode(), digest_size=8).hexdigest()
 CONDITIONS = [("clean", 0)] + [(name, severity) for name in DEGRADATIONS for severity in SEVERITIES]
 
 
@@ -51,7 +53,7 @@ class EvaluationViews:
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
-        self.facts: dict[str, object] = {**asdict(preprocessing), "of": "evaluation"}
+        self.facts: dict[str, object] = {**asdict(preprocessing), "of": "evaluation", "degradations": DEGRADATIONS_HASH}
 
     def __call__(self, picture: Image.Image, digest: str, numbers: Sequence[int]) -> torch.Tensor:
         """See `Views`."""
@@ -79,12 +81,17 @@ class Degrading:
 
     def __post_init__(self) -> None:
         for key in ("share", "twice"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise UserError(f"degrade.{key}={getattr(self, key)}: give a share from 0 to 1")
+            value = getattr(self, key)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise UserError(f"degrade.{key}={value}: give a share from 0 to 1")
         for key, known in (("kinds", list(DEGRADATIONS)), ("severities", list(SEVERITIES))):
             chosen = getattr(self, key)
-            if not set(chosen) <= set(known) or (self.share and not chosen):
-                raise UserError(f"degrade.{key}={list(chosen)}: give some of {known}")
+            if not isinstance(chosen, list | tuple) or not chosen or not set(chosen) <= set(known):
+                raise UserError(f"degrade.{key}={chosen}: give some of {known}")
+
+    def facts(self) -> dict[str, object]:
+        """What decides how views look."""
+        return {**asdict(self), "degradations": DEGRADATIONS_HASH} if self.share else {}
 
     def draw(self, generator: np.random.Generator) -> list[tuple[str, int]]:
         """The degradations of one view; often none."""
@@ -96,8 +103,10 @@ class Degrading:
 
 def degraded(picture: Image.Image, digest: str, number: int) -> Image.Image:
     """The picture, RGB, in the condition of that number, before it is cropped and resized."""
-    seed = derive_seed("evaluation", digest, *CONDITIONS[number])
-    return picture if number == CLEAN else degrade(picture, seed, CONDITIONS[number])
+    if number == CLEAN:
+        return picture
+    generator = np.random.default_rng(derive_seed("evaluation", digest, *CONDITIONS[number]))
+    return degrade(picture, generator, CONDITIONS[number])
 
 
 class TrainingViews:
@@ -123,7 +132,7 @@ class TrainingViews:
         seed: int = 0,
     ) -> None:
         self.preprocessing = preprocessing
-        augment = {"flip": flip, "jitter": list(jitter), "blur": blur, "degrade": asdict(degrading)}
+        augment = {"flip": flip, "jitter": list(jitter), "blur": blur, "degrade": degrading.facts()}
         self.facts: dict[str, object] = {**asdict(preprocessing), "of": "training", **augment, "view_seed": seed}
         self.seed = seed
         self.degrading = degrading
@@ -132,14 +141,13 @@ class TrainingViews:
 
     def __call__(self, picture: Image.Image, digest: str, numbers: Sequence[int]) -> torch.Tensor:
         """See `Views`; the picture is resized once for all that are not degraded."""
-        resized = self.preprocessing.resize(picture)
-        return torch.stack([self._view(picture, resized, digest, draw) for draw in numbers])
+        plain = self.preprocessing.resize(picture)
+        return torch.stack([self._view(picture, plain, digest, draw) for draw in numbers])
 
-    def _view(self, picture: Image.Image, resized: torch.Tensor, digest: str, draw: int) -> torch.Tensor:
-        seed = derive_seed("degrade", self.seed, digest, draw)
-        steps = self.degrading.draw(np.random.default_rng(seed))
-        if steps:
-            resized = self.preprocessing.resize(degrade(picture, seed, *steps))
+    def _view(self, picture: Image.Image, plain: torch.Tensor, digest: str, draw: int) -> torch.Tensor:
+        generator = np.random.default_rng(derive_seed("degrade", self.seed, digest, draw))
+        steps = self.degrading.draw(generator)
+        resized = self.preprocessing.resize(degrade(picture, generator, *steps)) if steps else plain
         with torch.random.fork_rng(devices=[]):  # the caller's randomness is left as it was
             torch.default_generator.manual_seed(derive_seed("view", self.seed, digest, draw))  # leaves the GPU alone
             view = self.change(resized)

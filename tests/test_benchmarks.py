@@ -32,3 +32,17 @@ def test_million(tmp_path: Path) -> None:
     said = run("million.py", "--dir", str(tmp_path), "--pictures", "3000")
     assert re.search(r"3000 pictures, +0\.03 GB stored", said)
     assert not list(tmp_path.iterdir())
+
+
+def test_degrade() -> None:
+    assert len(re.findall(r"\d+ pictures/s", run("degrade.py", "--seconds", "0.01"))) == 8
+
+
+def test_cross_validation(drawn: Path, backbone_file: Path) -> None:
+    said = run("cross_validation.py", str(drawn), "--weights", str(backbone_file), "--only", "10 epochs")
+    assert re.search(r"10 epochs( +[01]\.\d{3}){7}", said)
+
+
+def test_robust(drawn: Path, backbone_file: Path) -> None:
+    said = run("robust.py", str(drawn), "--weights", str(backbone_file), "--epochs", "1")
+    assert re.search(r"mean of the seven( +-?[01]\.\d{3}){11}", said)

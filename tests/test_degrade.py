@@ -34,17 +34,28 @@ def test_shape_and_type_stay_and_the_image_is_not_touched(name: str, shape: tupl
     assert np.array_equal(image, before)
 
 
+def test_values_do_not_wrap_around() -> None:
+    black, white = (np.full((96, 96, 3), value, np.uint8) for value in (0, 255))
+    for severity in SEVERITIES:
+        for name in ("blurred", "resized"):
+            assert (degraded(black, name, severity) == 0).all()
+            assert (degraded(white, name, severity) == 255).all()
+        assert degraded(white, "sunny", severity).min() == 255
+        assert degraded(white, "rainy", severity).min() >= 0.86 * 235
+        assert degraded(black, "sunny", severity).max() == 255
+        for seed in range(5):
+            assert degraded(white, "foggy", severity, seed).min() > 100
+    assert degraded(white, "foggy", 1).min() > 200
+    assert np.unique(degraded(white, "lowlight", 5)) == 33
+    large = np.full((1600, 1600, 3), 250, np.uint8)
+    assert (degraded(large, "blurred", 5, 1) == 250).all()  # moved: the sum of many
+
+
 @names
-def test_values_do_not_wrap_around(name: str) -> None:
-    for value in (0, 255):
-        image = np.full((96, 96, 3), value, np.uint8)
-        found = degraded(image, name, 5).astype(int)
-        if name in ("blurred", "resized"):
-            assert (found == value).all()
-        if value == 255 and name == "sunny":
-            assert found.min() == 255
-        if value == 0 and name in ("foggy", "rainy", "sunny"):
-            assert found.max() > 100
+def test_there_are_five_severities(name: str, face: np.ndarray) -> None:
+    for severity in (0, 6):
+        with pytest.raises(ValueError, match="give 1 to 5"):
+            degraded(face, name, severity)
 
 
 @names
@@ -81,8 +92,9 @@ def test_severity_3_is_what_facecoms_organisers_did() -> None:
 
 
 def test_a_large_picture_is_made_smaller_first() -> None:
-    assert degrade(Image.new("RGB", (1000, 500)), 0, ("noisy", 3)).size == (LARGEST, LARGEST // 2)
-    assert degrade(Image.new("RGB", (100, 50)), 0, ("noisy", 3), ("foggy", 1)).size == (100, 50)
+    generator = np.random.default_rng(0)
+    assert degrade(Image.new("RGB", (1000, 500)), generator, ("noisy", 3)).size == (LARGEST, LARGEST // 2)
+    assert degrade(Image.new("RGB", (100, 50)), generator, ("noisy", 3), ("foggy", 1)).size == (100, 50)
 
 
 def test_evaluation_views_are_degraded_before_the_crop_always_alike(face: np.ndarray) -> None:
@@ -103,6 +115,19 @@ def test_a_share_of_the_training_views_is_degraded(share: float, face: np.ndarra
     assert float(dark) == pytest.approx(share, abs=0.1 * (0 < share < 1))
 
 
+def test_whether_and_how_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What decides that a view is degraded leaves the degradation its whole range."""
+    factors = []
+    monkeypatch.setitem(
+        DEGRADATIONS, "resized", lambda image, _, generator: (factors.append(generator.uniform(5, 8)), image)[1]
+    )
+    views = TrainingViews(Preprocessing(size=8), 0, (0, 0, 0), 0, Degrading(0.5, kinds=["resized"], severities=[3]))
+    views(Image.new("RGB", (8, 8)), "digest", range(400))
+    assert len(factors) == pytest.approx(200, abs=40)
+    assert np.mean(factors) == pytest.approx(6.5, abs=0.2)
+    assert min(factors) < 5.2 < 7.8 < max(factors)
+
+
 def test_twice_means_two_kinds() -> None:
     draws = [Degrading(1.0, 0.5).draw(np.random.default_rng(seed)) for seed in range(400)]
     twice = [steps for steps in draws if len(steps) == 2]
@@ -112,7 +137,16 @@ def test_twice_means_two_kinds() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"share": 1.1}, {"twice": -1}, {"kinds": ["misty"]}, {"severities": [0]}, {"share": 0.5, "kinds": []}]
+    "values",
+    [
+        {"share": 1.1},
+        {"twice": -1},
+        {"kinds": ["misty"]},
+        {"severities": [0]},
+        {"kinds": []},
+        {"share": "x"},
+        {"severities": 3},
+    ],
 )
 def test_an_impossible_degradation_is_one_line(values: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"^degrade\.\w+=.*: give "):

@@ -300,8 +300,8 @@ def test_a_demo_is_not_drawn_over_something_else(train: Run, fails: Fails) -> No
     [
         (("img=a.jpg", "model=no.pth"), "model=no.pth: no such file"),
         (("img=a.jpg",), "no Binary_Classification_model.pth below runs/"),
-        (("photo.jpg",), "'photo.jpg' is not img=PATH"),
-        (("img=",), "'img=' is not img=PATH"),
+        (("photo.jpg",), "'photo.jpg' is none of img=, model=, out= with a value"),
+        (("img=",), "'img=' is none of img="),
         (("model=x",), "no picture is named"),
         (("img=a", "model=x", "model=y"), "model= is given twice"),
         (("img=.", "model=x"), "img=. holds no file whose name ends like a picture's"),
@@ -344,4 +344,6 @@ def test_a_bad_word_by_the_real_command(tmp_path: Path) -> None:
         [sys.executable, ROOT / "predict.py", "photo.jpg"], cwd=tmp_path, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: 'photo.jpg' is not img=PATH, model=FILE or out=FILE; see python predict.py --help\n"
+    assert (
+        done.stderr == "error: 'photo.jpg' is none of img=, model=, out= with a value; see python predict.py --help\n"
+    )

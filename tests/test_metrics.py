@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from gender_cls.metrics import auroc, class_scores, collection, confusion, evaluate, scores
+from gender_cls.metrics import Evaluation, auroc, class_scores, collection, confusion
 from gender_cls.tables import table
 
 
@@ -11,7 +11,14 @@ def f1_macro(counts: np.ndarray) -> np.ndarray:
 
 
 def f1_macro_interval(answers: np.ndarray, labels: np.ndarray, people: list[str]) -> list[float]:
-    return evaluate(torch.tensor(answers)[None].float(), labels, people)[0]["f1_macro_ci95"]
+    return Evaluation(torch.tensor(answers)[None].float(), labels, people).figures(0)["f1_macro_ci95"]
+
+
+def scores(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Of torchmetrics."""
+    metrics = collection()
+    metrics.update((probabilities > 0.5).long(), labels.long())
+    return {name: float(value) for name, value in metrics.compute().items()}
 
 
 def test_scores_of_a_case_worked_by_hand() -> None:
@@ -31,7 +38,19 @@ def test_scores_of_a_case_worked_by_hand() -> None:
 
 
 def test_half_is_female() -> None:
-    assert scores(torch.tensor([0.5, 0.6]), torch.tensor([0, 1]))["accuracy"] == 1
+    assert Evaluation(torch.tensor([[0.5, 0.6]]), np.array([0, 1]), ["a", "b"]).figures(0)["accuracy"] == 1
+
+
+def test_figures_are_torchmetrics_and_their_means() -> None:
+    probabilities, labels = torch.rand(3, 40, generator=torch.Generator().manual_seed(0)), np.arange(40) % 3 // 2
+    found = Evaluation(probabilities, labels, [str(n) for n in range(40)])
+    for place, row in enumerate(probabilities):
+        expected = scores(row, torch.from_numpy(labels))
+        assert {name: found.figures(place)[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    both = found.figures(0, 2)
+    for name in ("f1_macro", "recall_female", "auroc"):
+        assert both[name] == pytest.approx((found.figures(0)[name] + found.figures(2)[name]) / 2, abs=1e-5)
+    assert "confusion" not in both
 
 
 def test_metrics_are_right_again_after_a_reset() -> None:

@@ -15,15 +15,20 @@ import torch
 from conftest import Run
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.models import resnet18
 
+from gender_cls import answers as answers_module
 from gender_cls import report
 from gender_cls.answers import Answers, measure
+from gender_cls.checks import check
 from gender_cls.degrade import DEGRADATIONS
+from gender_cls.features import Extractor
+from gender_cls.network import GenderNet
 from gender_cls.people import fold_people
-from gender_cls.sources import Face
+from gender_cls.predictor import Predictor
+from gender_cls.sources import Face, folder
+from gender_cls.transforms import Preprocessing
 from gender_cls.views import CONDITIONS
-
-CHOICES = {"identity": r"^(.+)_\d{4}$", "val_share": 0.2, "split_seed": 0, "group": "group"}
 
 
 def faces(women: int = 20, men: int = 60) -> list[Face]:
@@ -73,7 +78,7 @@ def test_each_degradation_is_counted_where_it_belongs() -> None:
     numbers = measure(answers(probability))
     f1 = {name: [by[s]["f1_macro"] for s in by] for name, by in numbers["degraded"].items()}
     assert f1["noisy"] == [1, 1, 0, 0, 0]
-    assert f1["rainy"][2] == pytest.approx(0.422, abs=1e-3)  # of 20 and 60 half are right
+    assert f1["rainy"][2] == pytest.approx((20 / 60 + 60 / 100) / 2, abs=1e-6)  # half of each are right
     assert all(f1[name] == [1] * 5 for name in DEGRADATIONS if name not in ("noisy", "rainy"))
     assert numbers["mean_of_seven"][3]["f1_macro"] == pytest.approx((5 + f1["rainy"][2]) / 7, abs=1e-6)
     old, young = (row["mean_of_seven"]["f1_macro"] for row in numbers["slices"])
@@ -93,6 +98,15 @@ def test_a_pattern_leaves_files_out() -> None:
     everything = Answers(some, torch.rand(len(CONDITIONS), 80, generator=torch.Generator().manual_seed(0)))
     *_, row = measure(everything, r"^\d+_frontal$")["slices"]
     assert (row["slice"], row["clean"]["pictures"], row["clean"]["auroc"]) == (r"without ^\d+_frontal$", 7, None)
+
+
+def test_of_a_large_val_whole_people_are_asked(monkeypatch: pytest.MonkeyPatch, drawn: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr(answers_module, "MOST_PICTURES", 10)
+    val = check(folder(drawn), r"^(.+)_\d{4}$").splits["val"]
+    network = GenderNet(None)
+    found = answers_module.ask(network, Preprocessing(size=32), val, Extractor(network, tmp_path), 0)
+    people = {face.identity for face in found.faces}
+    assert 10 <= len(found.faces) == sum(face.identity in people for face in val) < 15
 
 
 def test_an_identity_never_stands_on_both_sides_of_a_fold() -> None:
@@ -157,10 +171,10 @@ def test_a_full_report(reported: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)  # nothing outside of the file
     assert base64.b64decode(page.sources[0].split(",")[1]) == (left / "severity.png").read_bytes()
     captions = re.findall("<figcaption>(.*?)</figcaption>", text)
-    assert all("28 pictures of" in caption and "backbone: None" in caption for caption in captions)
+    assert all("28 pictures of" in caption and "weights: random" in caption for caption in captions)
     for path in left.glob("*.png"):
         Image.open(path).load()
-    assert not list(reported.glob("report.part*"))
+    assert not list(left.glob("*.part"))
     images = EventAccumulator(str(reported), size_guidance={"images": 0}).Reload().Tags()["images"]
     assert {f"report/{path.stem}" for path in left.glob("*.png")} <= set(images)
 
@@ -172,10 +186,12 @@ def test_the_command_gives_what_the_run_gave(
     assert report.main(["data.csv=faces.csv", "out=again"]) == 0
     said = capsys.readouterr().out
     assert "again/report.html" in said
+    Path("again/mine.txt").write_text("")
     assert re.search(r"^mean of the seven +0\.\d+ +0\.\d+", said, re.MULTILINE)
     before, after = ((path / "metrics.json").read_text() for path in (reported / "report", Path("again")))
     assert before == after
     assert report.main(["data.csv=faces.csv", "out=again", "data.group=split", "data.without=0001$"]) == 0
+    assert Path("again/mine.txt").exists()  # only its own files are replaced
     slices = [row["slice"] for row in json.loads(Path("again/metrics.json").read_text())["slices"]]
     assert slices == ["without 0001$"]
 
@@ -187,7 +203,19 @@ def test_what_the_command_refuses(trained: Path, drawn: Path, in_tmp: Path, fail
     assert "give either data.root=DIR or data.csv=FILE" in fails(start)
     assert "'data.size=3' is none of model=" in fails(start, "data.size=3")
     assert "data.without=( is no regular expression" in fails(start, f"data.root={drawn}", "data.without=(")
-    Path("mine").mkdir()
-    assert "mine exists and is no report" in fails(start, f"data.root={drawn}", "out=mine")
     Path("file").write_text("")
     assert "file/report: not a directory" in fails(start, f"data.root={drawn}", "out=file/report")
+
+
+def test_robust_is_what_predict_says_and_a_plain_state_dict(train: Run) -> None:
+    """Crop and median are in the model's JSON, so `predict.py` does them."""
+    exact = ("features.precision=fp32", "features.dtype=float32", "features.dir=exact")
+    run = train("experiment=robust", "trainer.max_epochs=2", *exact)
+    with open(run / "report" / "predictions.csv", newline="") as file:
+        reported = {row["path"]: float(row["clean"]) for row in csv.DictReader(file)}
+    predictor = Predictor(run / "Binary_Classification_model.pth")
+    assert (predictor.preprocessing.crop, predictor.preprocessing.median) == (0.8, True)
+    for answer in predictor.predict(reported):
+        assert answer.p_male == pytest.approx(reported[answer.path], abs=1e-4)
+    net = resnet18(num_classes=1)
+    net.load_state_dict(torch.load(run / "Binary_Classification_model.pth", weights_only=True), strict=True)

@@ -223,7 +223,7 @@ def test_a_sweep_ends_with_one_table(train: Run, in_tmp: Path, capsys: pytest.Ca
     assert said.count("data fingerprint") == 1
     assert "sweep/sweep.csv" in said
     assert not list(Path("sweep").glob("*.part*"))
-    assert said.count("computing ") == 1  # the other jobs read what the first has stored
+    assert said.count("computing ") == 2  # training and evaluation views; the other jobs read what the first has stored
     left = {path.name for path in Path("sweep/0").iterdir() if not path.name.startswith("events")}
     assert left <= {"metrics.json", "train.log", "hparams.yaml", ".hydra"}
     assert sum(path.stat().st_size for path in Path("sweep/0").rglob("*")) < 1e6
@@ -290,4 +290,4 @@ def test_help_answers_a_newcomer(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "experiment=demo" in said
     assert """'data.root="my photos (1)"'""" in said  # how to quote
-    assert "experiment: demo, seed" in said
+    assert "experiment: demo, robust, seed" in said
