@@ -1,5 +1,6 @@
 """report.html: one file with its pictures in it, readable on a phone."""
 
+import warnings
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -75,7 +76,8 @@ def render(about: str, numbers: Numbers, pictures: Sequence[tuple[bytes, str]]) 
 def to_png(figure: "Figure") -> bytes:
     """The figure as a PNG file."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # letters of file names that no font has
+        figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
 
 
