@@ -25,7 +25,7 @@ from pathlib import Path
 
 from gender_cls.errors import UserError
 from gender_cls.images import list_pictures
-from gender_cls.predictor import Prediction, Predictor, newest_model
+from gender_cls.predictor import ASSUMED, Prediction, Predictor, newest_model
 from gender_cls.words import read_words, run_command
 
 COLUMNS = ("path", "label", "confidence", "p_male", "error")
@@ -42,8 +42,7 @@ def main(words: list[str]) -> int:
     paths = [path for given in options["img"] for path in expand(given)]
     model = options["model"][-1] if options["model"] else newest_model()
     predictor = Predictor(model)
-    recipe = ", without its JSON: the recipe's preprocessing is assumed" if predictor.assumed_preprocessing else ""
-    print(f"model: {model}{recipe}", file=sys.stderr)
+    print(f"model: {model}{ASSUMED if predictor.assumed_preprocessing else ''}", file=sys.stderr)
     answers = predictor.predict(paths)
     if options["out"]:
         answers = written(answers, Path(options["out"][-1]))

@@ -145,7 +145,7 @@ def report_in_full(
     full = report.build(answers, source, cfg.model.weights, cfg.data.without)
     full.save(run_dir / "report")
     dashboard.show_report(trainer, full)
-    print(f"\n{full.text()}\n{shown(run_dir / 'report' / 'report.html')}")
+    print(f"\n{tables.degraded_report(full.numbers)}\n{shown(run_dir / 'report' / 'report.html')}")
 
 
 def check_values(cfg: DictConfig) -> None:

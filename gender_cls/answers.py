@@ -1,5 +1,7 @@
 """What a model answers on clean and degraded pictures, and how right that is."""
 
+import csv
+import io
 import re
 from collections.abc import Sequence
 from copy import deepcopy
@@ -51,6 +53,17 @@ class Answers:
     def at(self, severity: int) -> torch.Tensor:
         """Probabilities under each degradation, (7, N)."""
         return self.probabilities[[CONDITIONS.index((name, severity)) for name in DEGRADATIONS]]
+
+    def to_csv(self) -> str:
+        """A row for each face, with a column for each condition."""
+        text = io.StringIO()
+        rows = csv.writer(text)
+        conditions = [f"{name}_{severity}" if severity else name for name, severity in CONDITIONS]
+        rows.writerow(("path", "label", "identity", "group", *conditions))
+        for face, p_male in zip(self.faces, self.probabilities.T.tolist()):
+            known = (face.path, CLASSES[face.label], face.identity, face.group)
+            rows.writerow((*known, *(f"{p:.6f}" for p in p_male)))
+        return text.getvalue()
 
 
 def ask(

@@ -19,6 +19,7 @@ from gender_cls.network import GenderNet, read_state_dict
 from gender_cls.transforms import Preprocessing
 
 BATCH = 32
+ASSUMED = ", without its JSON: the recipe's preprocessing is assumed"
 
 
 @dataclass(frozen=True, slots=True)

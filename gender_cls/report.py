@@ -19,8 +19,6 @@ keys:
 Who is who, and who is val where the data bring no split, is decided as in the run that made the model.
 """
 
-import csv
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -32,19 +30,19 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from gender_cls import CLASSES, cache_folder
+from gender_cls import cache_folder
 from gender_cls import figures as draw
 from gender_cls.answers import MIDDLE, Answers, Numbers, ask, check_pattern, measure
 from gender_cls.checks import check
-from gender_cls.degrade import DEGRADATIONS, LARGEST, SEVERITIES
+from gender_cls.degrade import DEGRADATIONS, LARGEST
 from gender_cls.errors import UserError
 from gender_cls.features import Extractor
 from gender_cls.images import PictureError, load_rgb
 from gender_cls.page import render, to_png
 from gender_cls.people import IDENTITY
-from gender_cls.predictor import Predictor, newest_model
+from gender_cls.predictor import ASSUMED, Predictor, newest_model
 from gender_cls.sources import folder, manifest
-from gender_cls.tables import describe_data, table, with_interval
+from gender_cls.tables import degraded_report, describe_data
 from gender_cls.views import CLEAN, CONDITIONS, degraded
 from gender_cls.words import read_words, run_command
 
@@ -73,17 +71,6 @@ class Report:
     numbers: Numbers
     figures: dict[str, tuple["Figure", str]]
 
-    def text(self) -> str:
-        """The table of the terminal: macro-F1 under each degradation."""
-        header = ("macro-F1 at severity", *map(str, SEVERITIES))
-        rows = [*self.numbers["degraded"].items(), ("mean of the seven", self.numbers["mean_of_seven"])]
-        body = table(header, [[name, *(row[severity]["f1_macro"] for severity in SEVERITIES)] for name, row in rows])
-        mean = self.numbers["mean_of_seven"][MIDDLE]
-        return (
-            f"{body}\nmacro-F1 clean {with_interval(self.numbers['clean'])}, "
-            f"mean of the seven at severity {MIDDLE} {with_interval(mean)}"
-        )
-
     def save(self, folder: Path) -> None:
         """Write the files, each whole or not at all; those of an earlier report are replaced.
 
@@ -94,7 +81,7 @@ class Report:
         pictures = [(pngs[name], caption) for name, (_, caption) in self.figures.items()]
         numbers = {"about": self.about, **self.numbers}
         contents = {f"{name}.png": png for name, png in pngs.items()} | {
-            "predictions.csv": self._predictions().encode(errors="surrogateescape"),
+            "predictions.csv": self.answers.to_csv().encode(errors="surrogateescape"),
             "metrics.json": json.dumps(numbers, indent=2).encode(),
             PAGE: render(self.about, self.numbers, pictures).encode(errors="replace"),
         }
@@ -106,16 +93,6 @@ class Report:
                 os.replace(unfinished, folder / name)
         except OSError as error:
             raise UserError(f"{folder}: {(error.strerror or str(error)).lower()}; give another folder") from error
-
-    def _predictions(self) -> str:
-        text = io.StringIO()
-        rows = csv.writer(text)
-        conditions = [f"{name}_{severity}" if severity else name for name, severity in CONDITIONS]
-        rows.writerow(("path", "label", "identity", "group", *conditions))
-        for face, p_male in zip(self.answers.faces, self.answers.probabilities.T.tolist()):
-            known = (face.path, CLASSES[face.label], face.identity, face.group)
-            rows.writerow((*known, *(f"{p:.6f}" for p in p_male)))
-        return text.getvalue()
 
 
 def make_folder(folder: Path) -> None:
@@ -195,8 +172,7 @@ def main(words: list[str]) -> int:
         raise UserError(f"give either data.root=DIR or data.csv=FILE; see {COMMAND} --help")
     model = Path(given.get("model") or newest_model())
     predictor = Predictor(model)
-    recipe = ", without its JSON: the recipe's preprocessing is assumed" if predictor.assumed_preprocessing else ""
-    print(f"model: {model}{recipe}")
+    print(f"model: {model}{ASSUMED if predictor.assumed_preprocessing else ''}")
     how = {**USUAL, **predictor.facts.get("report", {})}
     without = given.get("data.without", how["without"])
     without = None if without == "null" else without
@@ -219,7 +195,7 @@ def main(words: list[str]) -> int:
     data = Path(given.get("data.root") or given["data.csv"]).resolve().name
     report = build(answers, data, predictor.facts.get("weights", {"name": "unknown"})["name"], without)
     report.save(out)
-    print(f"\n{report.text()}\n{out / PAGE}")
+    print(f"\n{degraded_report(report.numbers)}\n{out / PAGE}")
     return 0
 
 

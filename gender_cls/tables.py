@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from gender_cls import CLASSES
+from gender_cls.answers import MIDDLE
 from gender_cls.checks import FaceSet
 from gender_cls.metrics import RESAMPLES
 
@@ -54,4 +55,15 @@ def classification_report(split: str, figures: Mapping[str, Any]) -> str:
         table((split, *names, "pictures"), rows)
         + f"\nmacro-F1 {figures['f1_macro']:.3f}, 95 % interval {low:.3f} to {high:.3f} "
         + f"({RESAMPLES} bootstrap draws of {figures['people']} people)"
+    )
+
+
+def degraded_report(numbers: Mapping[str, Any]) -> str:
+    """Macro-F1 by degradation and severity, of what `answers.measure` gives."""
+    rows = {**numbers["degraded"], "mean of the seven": numbers["mean_of_seven"]}
+    header = ("macro-F1 at severity", *map(str, numbers["mean_of_seven"]))
+    body = table(header, [[name, *(figures["f1_macro"] for figures in row.values())] for name, row in rows.items()])
+    return (
+        f"{body}\nmacro-F1 clean {with_interval(numbers['clean'])}, "
+        f"mean of the seven at severity {MIDDLE} {with_interval(numbers['mean_of_seven'][MIDDLE])}"
     )
