@@ -27,7 +27,7 @@ from gender_cls.answers import ask, check_pattern
 from gender_cls.checks import check
 from gender_cls.datamodule import FaceDataModule
 from gender_cls.errors import UserError
-from gender_cls.export import save_model, write_json
+from gender_cls.export import MODEL_NAME, save_model, write_json
 from gender_cls.features import Extractor
 from gender_cls.module import GenderModule, check_checkpoint
 from gender_cls.network import GenderNet
@@ -142,7 +142,8 @@ def report_in_full(
     """Write the report on val, clean and degraded."""
     answers = ask(network, data.views.preprocessing, data.faces.splits["val"], extractor, data.num_workers)
     source = Path(cfg.data.get("csv") or cfg.data.root).resolve().name
-    full = report.build(answers, source, cfg.model.weights, cfg.data.without)
+    model = shown(run_dir / MODEL_NAME)
+    full = report.build(answers, model, source, cfg.model.weights, cfg.data.without)
     full.save(run_dir / "report")
     dashboard.show_report(trainer, full)
     print(f"\n{tables.degraded_report(full.numbers)}\n{shown(run_dir / 'report' / 'report.html')}")

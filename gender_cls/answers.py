@@ -122,8 +122,9 @@ def measure(answers: Answers, without: str | None = None) -> Numbers:
     numbers["mean_of_seven"] = {s: all_sets.figures(*places[s]) for s in SEVERITIES}
     numbers["mistakes"] = mistakes(answers, [CLEAN])
     numbers["mistakes_degraded"] = mistakes(answers, places[MIDDLE])
-    groups: list[str] = sorted({face.group for face in answers.faces} - {""})
-    of_groups = [part(answers, group, [face.group == group for face in answers.faces]) for group in groups]
+    names = [face.group or "no value" for face in answers.faces]
+    groups = sorted(set(names))
+    of_groups = [part(answers, group, [name == group for name in names]) for group in groups]
     numbers["slices"] = of_groups if len(groups) > 1 else []
     numbers["gap"] = gap(of_groups)
     if without is not None:

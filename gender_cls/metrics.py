@@ -110,12 +110,19 @@ class Evaluation:
         self.pictures, self.people = len(labels), len(set(identities))
 
     def figures(self, *sets: int) -> dict[str, Any]:
-        """Means over sets, with 95 % intervals (`..._ci95`); of a single one also its confusion counts."""
+        """Means over sets, with 95 % intervals (`..._ci95`); of a single one also its confusion counts.
+
+        Where a label has no picture, its figures and the macro ones are None.
+        """
         chosen = list(sets)
         found: dict[str, Any] = {name: round(float(row[chosen].mean()), 6) for name, row in self.values.items()}
         for name in INTERVALS:
             ends = np.quantile(self.drawn[name][:, chosen].mean(1), [0.025, 0.975])
             found[f"{name}_ci95"] = [round(float(end), 6) for end in ends]
+        absent = [name for name, number in zip(CLASSES, self.counts[0].sum(1)) if not number]
+        for name in found:  # what no picture can show is no zero
+            if absent and any(part in ("macro", *absent) for part in name.split("_")):
+                found[name] = None
         areas = [area for place in chosen if (area := self.auroc[place]) is not None]
         found |= {"auroc": round(float(np.mean(areas)), 6) if areas else None}
         found |= {"pictures": self.pictures, "people": self.people}

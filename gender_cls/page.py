@@ -5,6 +5,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gender_cls.answers import MIDDLE
@@ -19,12 +20,12 @@ CARE = (
 )
 TITLE = "Where the model breaks"
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem; color: #222 }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 0 auto; padding: 1rem; color: #222 }
 h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem; white-space: nowrap }
 th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 1rem 0; flex: 1 1 20rem; max-width: 33rem }
+.figures { columns: 2 24rem } figure { margin: 0 0 1.5rem; break-inside: avoid }
 img { width: 100% } figcaption, caption { font-size: .85rem; color: #555; text-align: left; white-space: normal }
 """
 HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -34,10 +35,11 @@ COLUMNS = ("f1_macro", "f1_female", "f1_male", "recall_female", "recall_male")
 TITLES = ("macro-F1", "F1 female", "F1 male", "recall female", "recall male")
 
 
-def render(about: str, numbers: Numbers, pictures: Sequence[tuple[bytes, str]]) -> str:
+def render(model: str, about: str, numbers: Numbers, pictures: Sequence[tuple[bytes, str]]) -> str:
     """The whole page.
 
     Args:
+        model: What is reported on.
         about: Which pictures, and which weights.
         numbers: As `answers.measure` gives them.
         pictures: PNG files with their captions.
@@ -47,7 +49,7 @@ def render(about: str, numbers: Numbers, pictures: Sequence[tuple[bytes, str]]) 
     every = {"clean": numbers["clean"], **middle, "mean of the seven": means[MIDDLE]}
     by_severity = {**degraded, "mean of the seven": means}
     parts = [
-        _paragraph(about),
+        _paragraph(f"{model}. {about}."),
         _paragraph(_in_words(numbers["clean"], middle, means[MIDDLE])),
         _paragraph(CARE),
         f"<h2>Clean, and degraded at severity {MIDDLE}</h2>",
@@ -113,9 +115,11 @@ def _slices(about: str, slices: Sequence[Numbers]) -> str:
 
 
 def _mistakes(about: str, mistakes: Sequence[Numbers]) -> str:
-    keys = ("condition", "label", "answer", "p_male", "path")
+    keys = ("condition", "label", "answer", "p_male")
     names = ("condition", "label", "answer", "p(male)", "file")
-    return _table(about, names, [[row[key] for key in keys] for row in mistakes])
+    return _table(
+        about, names, [[*(row[key] for key in keys), "/".join(Path(row["path"]).parts[-2:])] for row in mistakes]
+    )
 
 
 def _paragraph(text: str) -> str:

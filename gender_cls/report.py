@@ -1,7 +1,7 @@
 """Where a model breaks: its figures on clean and degraded pictures, as tables, pictures and one page.
 
   python -m gender_cls.report data.root=DIR                    the newest model, on DIR/val
-  python -m gender_cls.report model=FILE data.root=DIR         DIR/{train,val}/{female,male}, as for training
+  python -m gender_cls.report model=FILE data.root=DIR         DIR/val/{female,male}
   python -m gender_cls.report model=FILE data.csv=FILE         a CSV with the columns path and label
 
 Each picture of val is asked as it is and under seven degradations of five severities, always the same ones. That
@@ -13,10 +13,11 @@ keys:
   data.group=COLUMN  of the CSV: figures for each of its values, and the gap between best and worst (default: group)
   data.without=RE    figures once more without the files whose name, less its ending, this regular expression matches
                      (default: as the run that made the model; null for none)
-  out=DIR            where to; default: report/ beside the model
+  out=DIR            where to; default: report_<name of the data>/ beside the model
   features.dir=DIR   where features are stored (default: as the run that made the model)
 
-Who is who, and who is val where the data bring no split, is decided as in the run that made the model.
+On pictures or people that the model was trained on the figures flatter. Who is who, and who is val where the data bring
+no split, is decided as in the run that made the model.
 """
 
 import json
@@ -41,7 +42,7 @@ from gender_cls.images import PictureError, load_rgb
 from gender_cls.page import render, to_png
 from gender_cls.people import IDENTITY
 from gender_cls.predictor import ASSUMED, Predictor, newest_model
-from gender_cls.sources import folder, manifest
+from gender_cls.sources import UNSPLIT, folder, manifest
 from gender_cls.tables import degraded_report, describe_data
 from gender_cls.views import CLEAN, CONDITIONS, degraded
 from gender_cls.words import read_words, run_command
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE = "report.html"
+WHOLE = "shown whole, before any crop"
 COMMAND = "python -m gender_cls.report"
 KEYS = ("model", "data.root", "data.csv", "data.group", "data.without", "out", "features.dir")
 USUAL = {"identity": IDENTITY, "val_share": 0.2, "split_seed": 0, "group": "group", "without": None}  # keys of data
@@ -60,12 +62,14 @@ class Report:
     """Numbers and pictures of one model on one set of faces.
 
     Attributes:
+        model: What is reported on.
         about: What every caption says: how many pictures and people of which data, and which weights.
         answers: Of the model.
         numbers: As `measure` gives them.
         figures: With their captions, by name.
     """
 
+    model: str
     about: str
     answers: Answers
     numbers: Numbers
@@ -83,7 +87,7 @@ class Report:
         contents = {f"{name}.png": png for name, png in pngs.items()} | {
             "predictions.csv": self.answers.to_csv().encode(errors="surrogateescape"),
             "metrics.json": json.dumps(numbers, indent=2).encode(),
-            PAGE: render(self.about, self.numbers, pictures).encode(errors="replace"),
+            PAGE: render(self.model, self.about, self.numbers, pictures).encode(errors="replace"),
         }
         make_folder(folder)
         try:
@@ -96,22 +100,25 @@ class Report:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for a report.
+    """Make a folder for a report, or take that of an earlier one.
 
     Raises:
-        UserError: it can't be made.
+        UserError: it can't be made, or holds something else.
     """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / PAGE).exists():
+        raise UserError(f"out={folder} holds something else than a report; give a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out={folder}: {(error.strerror or str(error)).lower()}; give another folder") from error
 
 
-def build(answers: Answers, data: str, weights: str | None, without: str | None = None) -> Report:
+def build(answers: Answers, model: str, data: str, weights: str | None, without: str | None = None) -> Report:
     """Measure and draw.
 
     Args:
         answers: Of the model, in every condition.
+        model: What is reported on, for the page.
         data: Name of the data, for captions.
         weights: Name or path of the backbone's weights, for captions; None for random ones.
         without: Pattern of file names that are left out in a slice.
@@ -133,16 +140,16 @@ def build(answers: Answers, data: str, weights: str | None, without: str | None 
         "roc": (draw.roc_figure(probabilities, labels), f"Receiver operating characteristic, {at}"),
         "precision_recall": (draw.precision_recall_figure(probabilities, labels), f"Precision and recall, {at}"),
         "scores": (draw.scores_figure(probabilities, labels), f"Probabilities of male by label, {at}"),
-        "mistakes": (_sheet(answers, numbers["mistakes"]), "Clean pictures answered wrong, the surest first"),
+        "mistakes": (_sheet(answers, numbers["mistakes"]), f"Clean pictures answered wrong, the surest first; {WHOLE}"),
         "mistakes_degraded": (
             _sheet(answers, numbers["mistakes_degraded"]),
-            f"Degraded pictures (severity {MIDDLE}) answered wrong, the surest first, each picture once",
+            f"Degraded pictures (severity {MIDDLE}) answered wrong, the surest first, each once; {WHOLE}",
         ),
     }
     for figure, _ in drawn.values():  # wherever it goes, it says of what it is
         figure.suptitle(fill(about, 80), fontsize=8, color="dimgrey", parse_math=False)
     captioned = {name: (figure, f"{caption}. {about}.") for name, (figure, caption) in drawn.items()}
-    return Report(about, answers, numbers, captioned)
+    return Report(model, about, answers, numbers, captioned)
 
 
 def _sheet(answers: Answers, mistakes: Sequence[Numbers]) -> "Figure":
@@ -177,23 +184,24 @@ def main(words: list[str]) -> int:
     without = given.get("data.without", how["without"])
     without = None if without == "null" else without
     check_pattern(without)
-    out = Path(given.get("out") or model.parent / "report")
+    source = Path(given.get("data.root") or given["data.csv"])
+    out = Path(given.get("out") or model.parent / f"report_{source.resolve().stem}")
     make_folder(out)
     if "data.csv" in given:
-        splits = manifest(given["data.csv"], given.get("data.group", how["group"]))
+        splits = manifest(source, given.get("data.group", how["group"]), needed=("val",))
+    elif "data.group" in given:
+        raise UserError("data.group= names a column of a CSV; give data.csv=FILE")
     else:
-        splits = folder(given["data.root"])
+        splits = folder(source, needed=("train", "val") if (source / "train").is_dir() else ("val",))
+    if UNSPLIT in splits:
+        print("the CSV has no column split: this is on the part that training holds out as val")
     faces = check(splits, how["identity"], how["val_share"], split_seed=how["split_seed"])
     print(describe_data(faces))
-    answers = ask(
-        predictor.network,
-        predictor.preprocessing,
-        faces.splits["val"],
-        _extractor(predictor, given),
-        os.cpu_count() or 1,
-    )
-    data = Path(given.get("data.root") or given["data.csv"]).resolve().name
-    report = build(answers, data, predictor.facts.get("weights", {"name": "unknown"})["name"], without)
+    extractor = _extractor(predictor, given)
+    val = faces.splits["val"]
+    answers = ask(predictor.network, predictor.preprocessing, val, extractor, os.cpu_count() or 1)
+    weights = predictor.facts.get("weights", {"name": "unknown"})["name"]
+    report = build(answers, str(model), source.resolve().name, weights, without)
     report.save(out)
     print(f"\n{degraded_report(report.numbers)}\n{out / PAGE}")
     return 0

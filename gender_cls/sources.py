@@ -40,8 +40,8 @@ class Face:
 Splits = dict[str, list[Face]]
 
 
-def folder(root: str | os.PathLike[str]) -> Splits:
-    """List `root/{train,val}/{female,male}/**`, as ImageFolder does; linked sub-folders are not followed.
+def folder(root: str | os.PathLike[str], needed: Sequence[str] = ("train", "val")) -> Splits:
+    """List `root/SPLIT/{female,male}/**` of each split needed, as ImageFolder does; linked folders are not followed.
 
     Raises:
         UserError: a folder is missing, empty, or named otherwise.
@@ -51,7 +51,7 @@ def folder(root: str | os.PathLike[str]) -> Splits:
         raise UserError(
             f"data.root={root}: no such folder; give the one that holds train/ and val/, or try experiment=demo"
         )
-    return {split: _list_split(root / split) for split in ("train", "val")}
+    return {split: _list_split(root / split) for split in needed}
 
 
 def _list_split(directory: Path) -> list[Face]:
@@ -72,12 +72,13 @@ def _list_split(directory: Path) -> list[Face]:
     return faces
 
 
-def manifest(path: str | os.PathLike[str], group: str = "group") -> Splits:
+def manifest(path: str | os.PathLike[str], group: str = "group", needed: Sequence[str] = ("train", "val")) -> Splits:
     """Read a CSV with the columns path and label and, where present, split, identity and a group.
 
     Args:
         path: Of the file. Its paths are absolute or relative to its own folder; labels are female and male.
         group: Column whose values a report compares.
+        needed: Splits that must be there, if the rows name splits.
 
     Returns:
         Faces by split; without a column split, all of them under `UNSPLIT`.
@@ -88,7 +89,10 @@ def manifest(path: str | os.PathLike[str], group: str = "group") -> Splits:
     path = Path(path)
     faces: dict[str, list[Face]] = defaultdict(list)
     missing = []
-    for line, row in _read_rows(path):
+    rows = _read_rows(path)
+    if group != "group" and rows and group not in rows[0][1]:
+        raise UserError(f"data.group={group}: {path} has no such column (found: {', '.join(rows[0][1])})")
+    for line, row in rows:
         label = row["label"].strip().lower()
         split = row["split"].strip().lower() if row.get("split") is not None else UNSPLIT
         if label not in CLASSES:
@@ -104,7 +108,7 @@ def manifest(path: str | os.PathLike[str], group: str = "group") -> Splits:
         raise UserError(f"{missing[0]} ({len(missing)} missing in all); paths are relative to the CSV's folder")
     if not faces:
         raise UserError(f"{path} has no row below its first line; add pictures")
-    splits = [UNSPLIT] if UNSPLIT in faces else [s for s in ("train", "dev", "val") if s != "dev" or s in faces]
+    splits = [UNSPLIT] if UNSPLIT in faces else [s for s in ("train", "dev", "val") if s in needed or s in faces]
     for split in splits:
         absent = {0, 1} - {face.label for face in faces[split]}
         if absent:

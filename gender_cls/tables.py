@@ -25,7 +25,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def with_interval(figures: Mapping[str, Any], name: str = "f1_macro") -> str:
-    """A figure and its 95 % interval."""
+    """A figure and its 95 % interval; empty where there is none."""
+    if figures[name] is None:
+        return ""
     low, high = figures[f"{name}_ci95"]
     return f"{figures[name]:.3f} ({low:.3f} to {high:.3f})"
 

@@ -98,6 +98,9 @@ def test_a_pattern_leaves_files_out() -> None:
     everything = Answers(some, torch.rand(len(CONDITIONS), 80, generator=torch.Generator().manual_seed(0)))
     *_, row = measure(everything, r"^\d+_frontal$")["slices"]
     assert (row["slice"], row["clean"]["pictures"], row["clean"]["auroc"]) == (r"without ^\d+_frontal$", 7, None)
+    for numbers in (row["clean"], row["mean_of_seven"]):  # there is no man among the seven
+        assert numbers["f1_macro"] is numbers["f1_macro_ci95"] is numbers["recall_male"] is None
+        assert 0 <= numbers["recall_female"] <= 1
 
 
 def test_of_a_large_val_whole_people_are_asked(monkeypatch: pytest.MonkeyPatch, drawn: Path, tmp_path: Path) -> None:
@@ -203,6 +206,13 @@ def test_what_the_command_refuses(trained: Path, drawn: Path, in_tmp: Path, fail
     assert "give either data.root=DIR or data.csv=FILE" in fails(start)
     assert "'data.size=3' is none of model=" in fails(start, "data.size=3")
     assert "data.without=( is no regular expression" in fails(start, f"data.root={drawn}", "data.without=(")
+    assert "data.group= names a column of a CSV" in fails(start, f"data.root={drawn}", "data.group=age")
+    Path("faces.csv").write_text(f"path,label,split,age\n{next((drawn / 'val' / 'male').iterdir())},male,val,3\n")
+    assert "has no such column (found: path, label, split, age)" in fails(start, "data.csv=faces.csv", "data.group=x")
+    assert "has no female picture in val" in fails(start, "data.csv=faces.csv")
+    Path("mine").mkdir()
+    Path("mine/metrics.json").write_text("mine")
+    assert "out=mine holds something else" in fails(start, f"data.root={drawn}", "out=mine")
     Path("file").write_text("")
     assert "file/report: not a directory" in fails(start, f"data.root={drawn}", "out=file/report")
 
