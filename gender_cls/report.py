@@ -84,10 +84,11 @@ class Report:
         pngs = {name: to_png(figure) for name, (figure, _) in self.figures.items()}
         pictures = [(pngs[name], caption) for name, (_, caption) in self.figures.items()]
         numbers = {"about": self.about, **self.numbers}
-        contents = {f"{name}.png": png for name, png in pngs.items()} | {
+        contents = {
+            PAGE: render(self.model, self.about, self.numbers, pictures).encode(errors="replace"),  # marks the folder
             "predictions.csv": self.answers.to_csv().encode(errors="surrogateescape"),
             "metrics.json": json.dumps(numbers, indent=2).encode(),
-            PAGE: render(self.model, self.about, self.numbers, pictures).encode(errors="replace"),
+            **{f"{name}.png": png for name, png in pngs.items()},
         }
         make_folder(folder)
         try:

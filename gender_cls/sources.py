@@ -91,7 +91,7 @@ def manifest(path: str | os.PathLike[str], group: str = "group", needed: Sequenc
     missing = []
     rows = _read_rows(path)
     if group != "group" and rows and group not in rows[0][1]:
-        raise UserError(f"data.group={group}: {path} has no such column (found: {', '.join(rows[0][1])})")
+        raise UserError(f"data.group={group}: {path} has no such column (found: {', '.join(filter(None, rows[0][1]))})")
     for line, row in rows:
         label = row["label"].strip().lower()
         split = row["split"].strip().lower() if row.get("split") is not None else UNSPLIT

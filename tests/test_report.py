@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from conftest import ROOT, Run
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.models import resnet18
@@ -197,6 +198,24 @@ def test_the_command_gives_what_the_run_gave(
     assert Path("again/mine.txt").exists()  # only its own files are replaced
     slices = [row["slice"] for row in json.loads(Path("again/metrics.json").read_text())["slices"]]
     assert slices == ["without 0001$"]
+
+
+def test_the_usual_choices_are_those_of_conf() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        data = compose("train", ["data=manifest", "data.csv=x"]).data
+    assert {key: data[key] for key in report.USUAL} == report.USUAL
+
+
+def test_a_report_that_was_cut_short_is_written_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    full = report.build(answers(lambda *_: 0.9), "model", "data", None)
+    with monkeypatch.context() as patch:
+        replace = report.os.replace
+        patch.setattr(report.os, "replace", lambda one, other: replace(one, other) if "html" in str(one) else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            full.save(tmp_path / "report")
+    full.save(tmp_path / "report")
+    assert len(list((tmp_path / "report").glob("*.png"))) == 7
+    assert not list((tmp_path / "report").glob("*.part"))
 
 
 def test_what_the_command_refuses(trained: Path, drawn: Path, in_tmp: Path, fails: Callable[..., str]) -> None:
