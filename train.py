@@ -9,6 +9,8 @@ import shlex
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,13 +24,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint
 
-from gender_cls import cache_folder, dashboard, metrics, report, tables
+from gender_cls import cache_folder, calibration, dashboard, metrics, report, tables
 from gender_cls.answers import ask, check_pattern
 from gender_cls.checks import check
 from gender_cls.datamodule import FaceDataModule
 from gender_cls.errors import UserError
 from gender_cls.export import MODEL_NAME, save_model, write_json
 from gender_cls.features import Extractor
+from gender_cls.folds import HeldOut
 from gender_cls.module import GenderModule, check_checkpoint
 from gender_cls.network import GenderNet
 from gender_cls.sources import Splits
@@ -90,7 +93,10 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     words = HydraConfig.get().overrides.task
     if not in_sweep or HydraConfig.get().job.num == 0:
         print(tables.describe_data(data.faces))
+        if not cfg.calibration:
+            say_balance(cfg, data)
     short = in_sweep and cfg.views > 0  # the best head is had again in seconds, so only figures are written
+    calibrating = bool(cfg.calibration) and not in_sweep
     trainer = make_trainer(cfg, run_dir, checkpoints=not short)
     extractor = make_extractor(cfg, network, trainer)
     module = GenderModule(
@@ -106,20 +112,29 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
         check_checkpoint(cfg.ckpt_path, module, cfg.trainer.max_epochs)
     if cfg.views:
         data.compute_features(extractor, cfg.views)
+    held_out = HeldOut(data, extractor) if calibrating else None
     if not short:
         dashboard.show_views(trainer, data)
     started = time.monotonic()
-    fit(trainer, module, data, cfg.ckpt_path, words)
-    fitted = {"epochs": trainer.current_epoch, "seconds": round(time.monotonic() - started, 1)}
+    calibrated = None
+    with threads_for(data):
+        fit(trainer, module, data, cfg.ckpt_path, words)
+        fitted = {"epochs": trainer.current_epoch, "seconds": round(time.monotonic() - started, 1)}
+        if held_out:
+            calibrated = calibrate(held_out, module, trainer.current_epoch, cfg.calibration.prior)
+            print(f"\n{tables.calibration_report(calibrated)}")
     figures = evaluate(trainer, module, data)
     split = data.eval_splits[0]
     objective = {"name": f"{split}/f1_macro", "value": figures[split]["f1_macro"]}
     facts = {"fingerprint": data.faces.fingerprint, "counts": data.faces.counts(), "skipped": data.faces.skipped}
-    write_json(run_dir / "metrics.json", {**figures, "objective": objective, "data": facts, "fit": fitted})
+    write_json(
+        run_dir / "metrics.json",
+        {**figures, "objective": objective, "data": facts, "fit": fitted, "calibration": calibrated},
+    )
     show(figures)
     if not short:
         dashboard.show_confusion(trainer, figures)
-        save(cfg, run_dir, network, data, {"data": facts, "metrics": figures})
+        save(cfg, run_dir, network, data, {"data": facts, "calibration": calibrated, "metrics": figures})
         if cfg.report == "full":
             report_in_full(cfg, run_dir, network, data, trainer, extractor)
     dashboard.show_figures(trainer, hyper_parameters(cfg), figures)
@@ -176,6 +191,9 @@ def check_values(cfg: DictConfig) -> None:
     if not isinstance(cfg.data.median, bool):
         raise UserError(f"data.median={cfg.data.median}: give true or false")
     check_pattern(cfg.data.without)
+    prior = cfg.calibration.prior if cfg.calibration else "train"
+    if prior != "train" and not (isinstance(prior, int | float) and 0 < prior < 1):
+        raise UserError(f"calibration.prior={prior}: give a share of men above 0 and below 1, or train")
     if cfg.report not in ("short", "full"):
         raise UserError(f"report={cfg.report}: give short or full")
     choices = {"precision": ("auto", "bf16", "fp32"), "dtype": ("float16", "float32"), "engine": ("torch", "openvino")}
@@ -258,6 +276,18 @@ def make_trainer(cfg: DictConfig, run_dir: Path, checkpoints: bool) -> pl.Traine
     return trainer
 
 
+@contextmanager
+def threads_for(data: FaceDataModule) -> Iterator[None]:
+    """One thread for stored features: a batch is too little to share, and threads wait where a core is busy."""
+    threads = torch.get_num_threads()
+    if data.features:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def fit(
     trainer: pl.Trainer, module: GenderModule, data: FaceDataModule, ckpt_path: str | None, words: list[str]
 ) -> None:
@@ -266,10 +296,6 @@ def fit(
     Raises:
         UserError: the head's values are no longer finite.
     """
-    threads = torch.get_num_threads()
-    if data.features:
-        # a head's batch is too little to share, and threads wait for each other where a core is busy
-        torch.set_num_threads(1)
     try:
         trainer.fit(module, data, ckpt_path=ckpt_path)
     except SystemExit:  # Lightning's answer to Ctrl-C
@@ -281,10 +307,38 @@ def fit(
         else:
             print(f"\nstopped in epoch {trainer.current_epoch + 1}; no checkpoint is saved yet to go on from")
         raise
-    finally:
-        torch.set_num_threads(threads)
     if not all(parameter.isfinite().all() for parameter in module.network.head.parameters()):
         raise UserError("the training diverged: the head holds values that are not finite; lower model.optimizer.lr")
+
+
+def calibrate(held_out: HeldOut, module: GenderModule, epochs: int, prior: float | str) -> dict[str, Any]:
+    """Fold slope and bias into the head; returns them, and how far off `held_out` is with and without."""
+    counts = held_out.data.class_counts
+    share = counts[1] / sum(counts) if prior == "train" else float(prior)
+    logits = held_out.logits(module, epochs)
+    slope, bias = calibration.fit(logits, held_out.labels)
+    bias += calibration.log_odds(share)
+    calibration.fold(module.network.head, slope, bias)
+    of_conditions = {
+        name: calibration.compare(row, held_out.labels, slope, bias, share)
+        for name, row in zip(("clean", "degraded"), logits)
+    }
+    asked = {"pictures": len(held_out.faces), "people": len({face.identity for face in held_out.faces})}
+    return {"prior": share, "slope": slope, "bias": bias, "split": held_out.split, **asked, **of_conditions}
+
+
+def say_balance(cfg: DictConfig, data: FaceDataModule) -> None:
+    """What balancing twice does to a confidence that is not calibrated."""
+    if not (cfg.data.balanced_sampler and cfg.model.class_weight):
+        return
+    n_female, n_male = data.class_counts
+    sampler, weight = math.log(n_male / n_female), -math.log((n_female + n_male) / (2 * n_male))
+    to = "female" if sampler + weight > 0 else "male"
+    print(
+        f"note: the sampler moves the logit by {sampler:+.2f} and the class weight by {weight:+.2f}, together "
+        f"{abs(sampler + weight):.2f} towards {to} against these pictures' own mixture: the confidence is a score, "
+        "no probability; calibration=platt makes it one"
+    )
 
 
 def shown(path: str | Path) -> str:

@@ -17,7 +17,6 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gender_cls import cache_folder
-from gender_cls.answers import MIDDLE
 from gender_cls.checks import check
 from gender_cls.degrade import DEGRADATIONS
 from gender_cls.features import Extractor
@@ -27,7 +26,7 @@ from gender_cls.people import IDENTITY, fold_people
 from gender_cls.sources import Face, folder
 from gender_cls.tables import table
 from gender_cls.transforms import Preprocessing
-from gender_cls.views import CLEAN, CONDITIONS, Degrading, EvaluationViews, TrainingViews, Views
+from gender_cls.views import CLEAN, CONDITIONS, MIDDLE, Degrading, EvaluationViews, TrainingViews, Views
 
 FOLDS = 5
 SEEDS = range(3)
@@ -87,7 +86,9 @@ class Features:
 
     def __call__(self, views: Views, columns: tuple[int, ...]) -> torch.Tensor:
         """(N, len(columns), 512)."""
-        store = self.extractor.compute(views, self.pictures, columns, torch.get_num_threads())
+        store = self.extractor.compute(
+            views, self.pictures, dict.fromkeys(self.pictures, columns), torch.get_num_threads()
+        )
         return torch.stack([store.read(store.find(self.digests, column)) for column in columns], dim=1)
 
 

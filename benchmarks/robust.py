@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from gender_cls import cache_folder
-from gender_cls.answers import MIDDLE, Answers, ask
+from gender_cls.answers import Answers, ask
 from gender_cls.checks import check
 from gender_cls.degrade import DEGRADATIONS
 from gender_cls.export import MODEL_NAME
@@ -28,6 +28,7 @@ from gender_cls.people import IDENTITY
 from gender_cls.predictor import Predictor
 from gender_cls.sources import Face, folder
 from gender_cls.tables import table
+from gender_cls.views import MIDDLE
 
 PROJECT = Path(__file__).parent.parent
 SEEDS = (0, 1, 2)

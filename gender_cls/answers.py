@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from gender_cls import CLASSES
 from gender_cls.degrade import DEGRADATIONS, SEVERITIES
@@ -18,11 +19,12 @@ from gender_cls.errors import UserError
 from gender_cls.features import Extractor
 from gender_cls.metrics import Evaluation
 from gender_cls.network import GenderNet
+from gender_cls.people import some_people
 from gender_cls.sources import Face
-from gender_cls.transforms import Preprocessing, derive_seed
-from gender_cls.views import CLEAN, CONDITIONS, EvaluationViews
+from gender_cls.store import Store
+from gender_cls.transforms import Preprocessing
+from gender_cls.views import CLEAN, CONDITIONS, MIDDLE, EvaluationViews
 
-MIDDLE = 3  # the severity that stands for a degradation
 MOST_PICTURES = 5000  # of val that are asked in every condition: 180,000 passes, half an hour on two cores
 LEAST_PEOPLE = 10
 MISTAKES = 12  # listed and shown, clean and degraded
@@ -36,19 +38,20 @@ class Answers:
 
     Attributes:
         faces: N of them.
-        probabilities: Of male, (len(CONDITIONS), N).
+        logits: (len(CONDITIONS), N).
     """
 
     faces: list[Face]
-    probabilities: torch.Tensor
+    logits: torch.Tensor
 
     def __post_init__(self) -> None:
+        self.probabilities = self.logits.sigmoid()
         self.labels = np.array([face.label for face in self.faces])
         self.people = [face.identity for face in self.faces]
 
     def of(self, chosen: np.ndarray) -> "Answers":
         """Those of some of the pictures (N, bool)."""
-        return Answers([face for face, it in zip(self.faces, chosen) if it], self.probabilities[:, chosen])
+        return Answers([face for face, it in zip(self.faces, chosen) if it], self.logits[:, chosen])
 
     def at(self, severity: int) -> torch.Tensor:
         """Probabilities under each degradation, (7, N)."""
@@ -74,25 +77,25 @@ def ask(
     Raises:
         UserError: not one of the pictures can be read any more.
     """
-    if len(faces) > MOST_PICTURES:
-        order = sorted(faces, key=lambda face: (derive_seed("report", face.identity), face.identity))
-        last = order[MOST_PICTURES - 1].identity
-        faces = order[: MOST_PICTURES + [face.identity for face in order[MOST_PICTURES:]].count(last)]
+    faces = some_people(faces, MOST_PICTURES, "report")
     pictures = {face.digest.encode(): face.path for face in faces}
-    columns = tuple(range(len(CONDITIONS)))
-    store = extractor.compute(EvaluationViews(preprocessing), pictures, columns, num_workers)
+    wanted = dict.fromkeys(pictures, tuple(range(len(CONDITIONS))))
+    store = extractor.compute(EvaluationViews(preprocessing), pictures, wanted, num_workers)
     digests = np.array([face.digest.encode() for face in faces])
-    places = np.stack([store.find(digests, column) for column in columns])
+    places = np.stack([store.find(digests, column) for column in range(len(CONDITIONS))])
     there = np.all(places >= 0, axis=0)
     if not there.any():
         raise UserError("not one picture of val can be read any more; are the files still there?")
     head = deepcopy(network.head).cpu()
+    logits = torch.stack([logits_of(head, store, row) for row in places[:, there]])
+    return Answers([face for face, it in zip(faces, there) if it], logits)
+
+
+def logits_of(head: nn.Linear, store: Store, places: np.ndarray) -> torch.Tensor:
+    """Logits (N) of features that are stored at these places (N), by a head on the CPU."""
+    batches = [places[at : at + BATCH] for at in range(0, len(places), BATCH)]
     with torch.inference_mode():
-        probabilities = [
-            torch.cat([head(store.read(row[at : at + BATCH])).squeeze(1).sigmoid() for at in range(0, len(row), BATCH)])
-            for row in places[:, there]
-        ]
-    return Answers([face for face, it in zip(faces, there) if it], torch.stack(probabilities))
+        return torch.cat([head(store.read(some)).squeeze(1) for some in batches] or [torch.empty(0)])
 
 
 def check_pattern(without: str | None) -> None:

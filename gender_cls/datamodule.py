@@ -90,19 +90,29 @@ class FaceDataModule(pl.LightningDataModule):
             for split, members in faces.splits.items()
         }
         self.features: dict[str, FeatureDataset] = {}
+        self.balanced_sampler = balanced_sampler
         labels = self.pictures["train"].labels
         self.class_counts = np.bincount(labels, minlength=len(CLASSES)).tolist()
-        weights = 1 / np.array(self.class_counts)[labels] if balanced_sampler else np.ones(len(labels))
-        self.sampler = DrawSampler(weights.tolist(), seed)
+        self.sampler = self.make_sampler(np.ones(len(labels), dtype=bool), seed)
+
+    def make_sampler(self, chosen: np.ndarray, seed: int) -> DrawSampler:
+        """Of as many draws as there are training pictures (N), but only from those `chosen` (N, bool)."""
+        labels = self.pictures["train"].labels
+        counts = np.bincount(labels[chosen], minlength=len(CLASSES)).clip(1)
+        weights = 1 / counts[labels] if self.balanced_sampler else np.ones(len(labels))
+        return DrawSampler((weights * chosen).tolist(), seed)
 
     def compute_features(self, extractor: Extractor, number: int) -> None:
         """Have the features of `number` training views and of each clean evaluation view, and load those."""
         self.number = number
         train = self.pictures["train"]
+        pictures = train.by_digest()
         rest = [self.pictures[split] for split in self.eval_splits]
-        training = extractor.compute(train.views, train.by_digest(), tuple(range(number)), self.num_workers)
-        others = {digest: path for pictures in rest for digest, path in pictures.by_digest().items()}
-        evaluation = extractor.compute(rest[0].views, others, (CLEAN,), self.num_workers)
+        training = extractor.compute(
+            train.views, pictures, dict.fromkeys(pictures, tuple(range(number))), self.num_workers
+        )
+        others = {digest: path for some in rest for digest, path in some.by_digest().items()}
+        evaluation = extractor.compute(rest[0].views, others, dict.fromkeys(others, (CLEAN,)), self.num_workers)
         self.features = {"train": FeatureDataset(train, training, number)}
         for split in self.eval_splits:
             self.features[split] = FeatureDataset(self.pictures[split], evaluation, 1)

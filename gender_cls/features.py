@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
@@ -32,7 +32,7 @@ VERSION = 1  # to be raised when equal facts come to mean other features
 
 Columns = tuple[int, ...]
 Pictures = dict[bytes, str]  # path, by digest
-Missing = dict[bytes, Columns]
+Wanted = Mapping[bytes, Columns]  # views, by digest
 Block = tuple[Columns, list[bytes]]  # pictures, by digest, that go through the backbone together
 
 
@@ -84,13 +84,13 @@ class Extractor:
         """
         return Store(self.folder, {"backbone": self.backbone_hash, **views.facts, **self.how})
 
-    def compute(self, views: Views, pictures: Pictures, columns: Columns, num_workers: int = 0) -> Store:
+    def compute(self, views: Views, pictures: Pictures, wanted: Wanted, num_workers: int = 0) -> Store:
         """Bring a store up to what is wanted, and no further.
 
         Args:
             views: Of the pictures.
-            pictures: Wanted.
-            columns: Wanted views of each picture.
+            pictures: Where each is.
+            wanted: Views of each.
             num_workers: Processes; 0 does everything in this one.
 
         Returns:
@@ -101,9 +101,9 @@ class Extractor:
             UserError: the store can't be read or written.
         """
         store = self.store(views)
-        if _missing(store, pictures, columns):
+        if _missing(store, wanted):
             with store.lock():
-                missing = _missing(store, pictures, columns)
+                missing = _missing(store, wanted)
                 if missing:  # still, after another process may have been at work
                     try:
                         self._fill(store, views, missing, pictures, num_workers)
@@ -114,7 +114,7 @@ class Extractor:
             print(f"all features of the {views.facts['of']} views are stored, in {store.folder}")
         return store
 
-    def _fill(self, store: Store, views: Views, missing: Missing, pictures: Pictures, num_workers: int) -> None:
+    def _fill(self, store: Store, views: Views, missing: Wanted, pictures: Pictures, num_workers: int) -> None:
         build = partial(self.build, preprocessing=views.preprocessing)
         in_workers = self.device.type == "cpu"
         backbone = None if in_workers else build()
@@ -188,23 +188,29 @@ def _in_batches(backbone: Backbone, views: torch.Tensor, size: int) -> torch.Ten
     return torch.cat([backbone(some) for some in torch.split(views, size)])  # a picture may have more views than that
 
 
-def _missing(store: Store, pictures: Pictures, columns: Columns) -> Missing:
-    digests = np.array(list(pictures), dtype=DIGEST)
-    stored = np.stack([store.find(digests, column) >= 0 for column in columns], axis=1)
-    return {
-        digest: tuple(column for column, there in zip(columns, row) if not there)
-        for digest, row in zip(pictures, stored)
-        if not row.all()
-    }
+def _missing(store: Store, wanted: Wanted) -> Wanted:
+    missing = {}
+    for columns, some in _alike(wanted).items():
+        digests = np.array(some, dtype=DIGEST)
+        stored = np.stack([store.find(digests, column) >= 0 for column in columns], axis=1)
+        for digest, row in zip(some, stored):
+            if not row.all():
+                missing[digest] = tuple(column for column, there in zip(columns, row) if not there)
+    return missing
 
 
-def _plan(missing: Missing, batch: int) -> list[list[Block]]:
-    """The blocks of each shard to come: pictures that miss the same views."""
+def _alike(wanted: Wanted) -> dict[Columns, list[bytes]]:
+    """Pictures by the views that are wanted of them."""
     alike = defaultdict(list)
-    for digest, columns in missing.items():
+    for digest, columns in wanted.items():
         alike[columns].append(digest)
+    return alike
+
+
+def _plan(missing: Wanted, batch: int) -> list[list[Block]]:
+    """The blocks of each shard to come: pictures that miss the same views."""
     plan = []
-    for columns, digests in alike.items():
+    for columns, digests in _alike(missing).items():
         size = max(1, batch // len(columns))
         for first in range(0, len(digests), SHARD_PICTURES):
             shard = digests[first : first + SHARD_PICTURES]

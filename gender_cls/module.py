@@ -64,7 +64,7 @@ class GenderModule(pl.LightningModule):
         inputs, labels, _ = batch
         if not len(labels):
             return None
-        loss = self._loss(self(inputs), labels)
+        loss = self.loss(self(inputs), labels)
         self._loss_sum += loss.detach() * len(labels)
         self._loss_count += len(labels)
         if (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
@@ -87,7 +87,7 @@ class GenderModule(pl.LightningModule):
             return
         split = self.eval_splits[dataloader_idx]
         logits = self(inputs)
-        loss = self._loss(logits, labels)
+        loss = self.loss(logits, labels)
         self.log(f"{split}/loss", loss, add_dataloader_idx=False, batch_size=len(labels))
         self.metrics(split).update((logits.sigmoid() > 0.5).long(), labels.long())
 
@@ -137,7 +137,8 @@ class GenderModule(pl.LightningModule):
                     "resume with the words of that run"
                 )
 
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean weighted cross-entropy of logits (N) and labels (N)."""
         weight = torch.tensor(self.pos_weight, device=logits.device)
         return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
 

@@ -8,8 +8,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gender_cls.answers import MIDDLE
 from gender_cls.tables import with_interval
+from gender_cls.views import MIDDLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

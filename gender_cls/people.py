@@ -79,6 +79,15 @@ def fold_people(faces: Sequence[Face], number: int, seed: int) -> list[int]:
     return [of_person[face.identity] for face in faces]
 
 
+def some_people(faces: Sequence[Face], number: int, key: str) -> list[Face]:
+    """All of the faces or, of more than `number`, about that many, by whole people whom a hash of `key` picks."""
+    if len(faces) <= number:
+        return list(faces)
+    order = sorted(faces, key=lambda face: (_rank(key, face.identity), face.identity))
+    last = order[number - 1].identity
+    return order[: number + sum(face.identity == last for face in order[number:])]
+
+
 def name_people(splits: Splits, pattern: str | None) -> tuple[Splits, list[str]]:
     """Name the person of each face that has no identity yet.
 
@@ -118,5 +127,5 @@ def name_people(splits: Splits, pattern: str | None) -> tuple[Splits, list[str]]
     return {split: [replace(f, identity=person(f, use)) for f in faces] for split, faces in splits.items()}, notes
 
 
-def _rank(seed: int, person: str) -> bytes:
+def _rank(seed: int | str, person: str) -> bytes:
     return hashlib.blake2b(f"{seed}:{person}".encode(errors="surrogateescape")).digest()

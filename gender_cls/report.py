@@ -33,7 +33,7 @@ from PIL import Image
 
 from gender_cls import cache_folder
 from gender_cls import figures as draw
-from gender_cls.answers import MIDDLE, Answers, Numbers, ask, check_pattern, measure
+from gender_cls.answers import Answers, Numbers, ask, check_pattern, measure
 from gender_cls.checks import check
 from gender_cls.degrade import DEGRADATIONS, LARGEST
 from gender_cls.errors import UserError
@@ -44,7 +44,7 @@ from gender_cls.people import IDENTITY
 from gender_cls.predictor import ASSUMED, Predictor, newest_model
 from gender_cls.sources import UNSPLIT, folder, manifest
 from gender_cls.tables import degraded_report, describe_data
-from gender_cls.views import CLEAN, CONDITIONS, degraded
+from gender_cls.views import CLEAN, CONDITIONS, MIDDLE, degraded
 from gender_cls.words import read_words, run_command
 
 if TYPE_CHECKING:

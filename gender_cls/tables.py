@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from gender_cls import CLASSES
-from gender_cls.answers import MIDDLE
 from gender_cls.checks import FaceSet
 from gender_cls.metrics import RESAMPLES
+from gender_cls.views import MIDDLE
 
 SHOWN = 20  # skipped pictures that are listed one by one
 
@@ -57,6 +57,22 @@ def classification_report(split: str, figures: Mapping[str, Any]) -> str:
         table((split, *names, "pictures"), rows)
         + f"\nmacro-F1 {figures['f1_macro']:.3f}, 95 % interval {low:.3f} to {high:.3f} "
         + f"({RESAMPLES} bootstrap draws of {figures['people']} people)"
+    )
+
+
+def calibration_report(calibration: Mapping[str, Any]) -> str:
+    """How far off the probabilities are with and without calibration, on what it was fitted on."""
+    names = {"error": "error", "error_corrected": "less noise", "slope": "slope", "intercept": "intercept"}
+    rows = [
+        [f"{what}, {condition}", *(calibration[condition][what][name] for name in names)]
+        for condition in ("clean", "degraded")
+        for what in ("raw", "calibrated")
+    ]
+    where = "train, out of fold" if calibration["split"] == "train" else calibration["split"]
+    return (
+        f"{table(('calibration', *names.values()), rows)}\n"
+        f"p(male) at a share of men of {calibration['prior']:.2g}; {calibration['pictures']} pictures of "
+        f"{calibration['people']} people ({where}); slope 1 and intercept 0 leave nothing to correct"
     )
 
 
