@@ -4,19 +4,25 @@
   python predict.py img=photo.jpg img="other photo (1).jpg"     several files; quote what the shell would split
   python predict.py img=folder                                  every picture below the folder
   python predict.py img=folder out=predictions.csv              path, label, confidence, p_male and error as a table
+  python predict.py img=folder sure=90 prior=0.8                unsure below 90 %; four of five pictures show men
 
-A line for each picture: its path, the label, and the model's confidence in it in % (50 to 100). What follows the
-first = is taken as it stands, with brackets, commas or further = in it.
+A line for each picture: its path, the label, and the model's confidence in it in % (50 to 100). Of a calibrated model
+(as training makes them, but for experiment=seed) that is the share of such answers that are right, where as many women
+as men are asked about, or the share of men that training or prior= named. What follows the first = is taken as it
+stands, with brackets, commas or further = in it.
 
 keys:
   img=PATH    a picture or a folder; may be given several times
   model=FILE  a Binary_Classification_model.pth; by default the newest one below runs/
   out=FILE    also write a CSV table
+  sure=90     say unsure where the confidence is below so many %, from 50 to 100 (default: always answer)
+  prior=0.8   answer for pictures of which 80 % show men (default: what the model is calibrated to, usually 0.5)
 
 The exit code is 0 if every picture got an answer, else 1.
 """
 
 import csv
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -36,21 +42,39 @@ def main(words: list[str]) -> int:
     if not words or "-h" in words or "--help" in words:
         print(__doc__)
         return 0
-    options = read_words(words, ("img", "model", "out"), ("img",), "python predict.py")
+    options = read_words(words, ("img", "model", "out", "sure", "prior"), ("img",), "python predict.py")
     if not options["img"]:
         raise UserError("no picture is named; give img=PATH, see python predict.py --help")
     paths = [path for given in options["img"] for path in expand(given)]
     model = options["model"][-1] if options["model"] else newest_model()
-    predictor = Predictor(model)
+    sure = number(options["sure"], "sure", 50, 100) or 0.0
+    predictor = Predictor(model, number(options["prior"], "prior", 0, 1))
     print(f"model: {model}{ASSUMED if predictor.assumed_preprocessing else ''}", file=sys.stderr)
     answers = predictor.predict(paths)
     if options["out"]:
-        answers = written(answers, Path(options["out"][-1]))
+        answers = written(answers, Path(options["out"][-1]), sure)
     failed = 0
     for answer in answers:
         failed += bool(answer.error)
-        show(answer)
+        show(answer, sure)
     return 1 if failed else 0
+
+
+def number(given: list[str], key: str, low: float, high: float) -> float | None:
+    """The number that was given, if one was.
+
+    Raises:
+        UserError: it is none, or out of its range.
+    """
+    if not given:
+        return None
+    try:
+        value = float(given[-1])
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise UserError(f"{key}={given[-1]}: give a number from {low} to {high}")
+    return value
 
 
 def expand(given: str) -> list[str]:
@@ -67,15 +91,20 @@ def expand(given: str) -> list[str]:
     return paths
 
 
-def show(answer: Prediction) -> None:
+def label(answer: Prediction, sure: float) -> str:
+    """The answer's, or `unsure` where its confidence is below `sure` %; empty for a file without an answer."""
+    return "unsure" if answer.confidence is not None and answer.confidence < sure else answer.label
+
+
+def show(answer: Prediction, sure: float) -> None:
     """One line: on standard output, or on standard error for a file without an answer."""
     if answer.error:
         print(f"{answer.path}  error: {answer.error}", file=sys.stderr)
     else:
-        print(f"{answer.path}  {answer.label}  {answer.confidence:.1f} %")
+        print(f"{answer.path}  {label(answer, sure)}  {answer.confidence:.1f} %")
 
 
-def written(answers: Iterator[Prediction], out: Path) -> Iterator[Prediction]:
+def written(answers: Iterator[Prediction], out: Path, sure: float) -> Iterator[Prediction]:
     """Pass the answers on and write them to a CSV table, which appears when it is whole.
 
     Raises:
@@ -90,7 +119,7 @@ def written(answers: Iterator[Prediction], out: Path) -> Iterator[Prediction]:
             table.writerow(COLUMNS)
             for answer in answers:
                 numbers = ("", "") if answer.error else (f"{answer.confidence:.2f}", f"{answer.p_male:.6f}")
-                table.writerow((answer.path, answer.label, *numbers, answer.error))
+                table.writerow((answer.path, label(answer, sure), *numbers, answer.error))
                 yield answer
         os.replace(unfinished, out)
     except OSError as error:

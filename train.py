@@ -136,7 +136,7 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
         dashboard.show_confusion(trainer, figures)
         save(cfg, run_dir, network, data, {"data": facts, "calibration": calibrated, "metrics": figures})
         if cfg.report == "full":
-            report_in_full(cfg, run_dir, network, data, trainer, extractor)
+            report_in_full(cfg, run_dir, network, data, trainer, extractor, calibrated)
     dashboard.show_figures(trainer, hyper_parameters(cfg), figures)
     return float(objective["value"])
 
@@ -152,13 +152,19 @@ def save(cfg: DictConfig, run_dir: Path, network: GenderNet, data: FaceDataModul
 
 
 def report_in_full(
-    cfg: DictConfig, run_dir: Path, network: GenderNet, data: FaceDataModule, trainer: pl.Trainer, extractor: Extractor
+    cfg: DictConfig,
+    run_dir: Path,
+    network: GenderNet,
+    data: FaceDataModule,
+    trainer: pl.Trainer,
+    extractor: Extractor,
+    calibrated: dict[str, Any] | None,
 ) -> None:
     """Write the report on val, clean and degraded."""
     answers = ask(network, data.views.preprocessing, data.faces.splits["val"], extractor, data.num_workers)
     source = Path(cfg.data.get("csv") or cfg.data.root).resolve().name
     model = shown(run_dir / MODEL_NAME)
-    full = report.build(answers, model, source, cfg.model.weights, cfg.data.without)
+    full = report.build(answers, model, source, cfg.model.weights, cfg.data.without, calibrated)
     full.save(run_dir / "report")
     dashboard.show_report(trainer, full)
     print(f"\n{tables.degraded_report(full.numbers)}\n{shown(run_dir / 'report' / 'report.html')}")

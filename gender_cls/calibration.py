@@ -15,7 +15,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 BINS = 15
 DRAWS = 200  # of labels, for the noise floor
 LEAST_SLOPE = 0.01  # above 0, so that a fit never turns the ranking round
-ERRORS = (0.01, 0.02, 0.05)  # at which the coverage is told
 
 
 def log_odds(share: float) -> float:
@@ -97,12 +96,20 @@ def calibration_error(p_male: np.ndarray, labels: np.ndarray, prior: float) -> n
     p_male, labels = p_male[order], labels[..., order]
     weights = class_weights(labels, prior)
     rows = np.arange(weights[..., 0].size).reshape(*labels.shape[:-1], 1)
-    cells = (BINS * rows + equal_mass(weights)).ravel()
+    cells = (BINS * rows + _equal_mass(weights)).ravel()
     sums = np.bincount(cells, (weights * (labels - p_male)).ravel(), minlength=BINS * rows.size)
     return np.abs(sums).reshape(*labels.shape[:-1], BINS).sum(-1)
 
 
-def equal_mass(weights: np.ndarray) -> np.ndarray:
+def bins(logits: np.ndarray, labels: np.ndarray, prior: float) -> np.ndarray:
+    """The bin of each picture (N), as `calibration_error` takes them."""
+    order = np.argsort(logits, kind="stable")
+    found = np.empty(len(order), dtype=int)
+    found[order] = _equal_mass(class_weights(labels, prior)[order])
+    return found
+
+
+def _equal_mass(weights: np.ndarray) -> np.ndarray:
     """The bin, 0 to `BINS` - 1, of each picture, of weights (..., N) in the order of the probabilities."""
     middle = weights.cumsum(-1) - weights / 2
     return (BINS * middle).astype(int).clip(0, BINS - 1)
@@ -143,22 +150,19 @@ def figures(logits: torch.Tensor, labels: np.ndarray, prior: float) -> dict[str,
     return {name: round(value, 6) for name, value in found.items()}
 
 
-def coverage(logits: torch.Tensor, labels: np.ndarray, prior: float) -> dict[str, Any]:
-    """The share of wrong answers among the surest ones, of logits (N), classes weighted to `prior`.
+def coverage(logits: torch.Tensor, labels: np.ndarray, prior: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What answering only the surest pictures gives, of logits (N), classes weighted to `prior`.
 
     Returns:
-        coverage, error: (N) each, by falling confidence. confidence: (N), of the last that is answered, 0.5..1.
+        (N) each, by falling confidence, of a picture and all surer ones: the share that they are of all, the share of
+        wrong answers among them, and its confidence, in 0.5..1.
     """
-    sure = logits.double().abs().numpy()
-    order = np.argsort(-sure, kind="stable")
+    values = logits.double().numpy()
+    order = np.argsort(-np.abs(values), kind="stable")
     weights = class_weights(labels, prior)[order]
-    wrong = ((logits.numpy() > 0) != (labels == 1))[order]
+    wrong = ((values > 0) != (labels == 1))[order]
     covered = weights.cumsum()
-    return {
-        "coverage": covered,
-        "error": (weights * wrong).cumsum() / covered,
-        "confidence": _sigmoid(sure[order]),
-    }
+    return covered, (weights * wrong).cumsum() / covered, _sigmoid(np.abs(values[order]))
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

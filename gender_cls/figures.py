@@ -105,6 +105,38 @@ def scores_figure(sets: Mapping[str, torch.Tensor], labels: torch.Tensor) -> "Fi
     return figure
 
 
+def reliability_figure(sets: Mapping[str, tuple[Sequence[Numbers], Sequence[Numbers]]]) -> "Figure":
+    """Share of men by p(male) in bins with their intervals, of a model and, where there are any, of its raw head."""
+    figure = _new(WIDTH, 9.6)
+    axes = figure.subplots(4, 2, sharex=True, sharey=True).ravel()
+    for ax, (name, (model, raw)) in zip(axes, sets.items()):
+        ax.plot((0, 1), (0, 1), ":", color="grey")
+        if raw:
+            ax.plot(*_columns(raw, "p_male", "share"), ".-", color="tab:orange", lw=0.8, label="raw head")
+        said, share, low, high = _columns(model, "p_male", "share", "low", "high")
+        ax.vlines(said, low, high, color="tab:blue", lw=1.2, alpha=0.7)
+        ax.plot(said, share, "o", color="tab:blue", ms=4, label="calibrated" if raw else "as it is")
+        ax.set(title=name, xlim=(0, 1), ylim=(-0.03, 1.03))
+        ax.grid(alpha=0.3)
+    axes[0].legend(fontsize=9)
+    figure.supxlabel("p(male) that the model says")
+    figure.supylabel("share of men")
+    return figure
+
+
+def coverage_figure(sets: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "Figure":
+    """Accuracy by coverage, of the coverage and the share of wrong answers (N) in each set."""
+    figure = _new(WIDTH, 5)
+    ax = figure.subplots()
+    for name, (covered, wrong) in sets.items():
+        ax.plot(covered, 1 - wrong, label=name, **_style(name))
+    ax.set(xlabel="coverage: share of the pictures that is answered, the surest first", ylabel="accuracy on them")
+    ax.set(xlim=(0, 1), ylim=(None, 1.003))
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=9, loc="lower left")
+    return figure
+
+
 def sheet_figure(tiles: Sequence[tuple[Image.Image, str]]) -> "Figure":
     """Pictures, each with a line or two above, three in a row."""
     rows = max(1, -(-len(tiles) // 3))
@@ -132,6 +164,10 @@ def _new(width: float, height: float) -> "Figure":
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)  # no window is ever opened
     return figure
+
+
+def _columns(rows: Sequence[Numbers], *names: str) -> np.ndarray:
+    return np.array([[row[name] for name in names] for row in rows]).T
 
 
 def _style(name: str) -> dict[str, Any]:

@@ -32,6 +32,14 @@ HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,
 Numbers = Mapping[str, Any]  # of one set of answers, as `metrics.Evaluation` gives them
 Cell = str | int | float | None
 COLUMNS = ("f1_macro", "f1_female", "f1_male", "recall_female", "recall_male")
+CALIBRATION = {
+    "error": "calibration error",
+    "error_corrected": "less luck",
+    "slope": "slope",
+    "intercept": "intercept",
+    "brier": "Brier score",
+    "nll": "log-loss",
+}
 TITLES = ("macro-F1", "F1 female", "F1 male", "recall female", "recall male")
 
 
@@ -67,6 +75,8 @@ def render(model: str, about: str, numbers: Numbers, pictures: Sequence[tuple[by
     if numbers["gap"]:
         best, worst, fall = (numbers["gap"][key] for key in ("best", "worst", "f1_macro"))
         parts.append(_paragraph(f"From {best} to {worst}, macro-F1 on clean pictures falls by {fall:.3f}."))
+    if numbers["calibration"]:
+        parts += ["<h2>Can its confidence be believed?</h2>", *_calibration(about, numbers["calibration"])]
     mistakes = numbers["mistakes"] + numbers["mistakes_degraded"]
     parts += ["<h2>Surest mistakes</h2>", _mistakes(about, mistakes) if mistakes else _paragraph("None.")]
     shown = [_picture(png, caption) for png, caption in pictures]
@@ -112,6 +122,42 @@ def _slices(about: str, slices: Sequence[Numbers]) -> str:
         for row in slices
     ]
     return _table(f"{about}, clean", ("", "pictures", "people", *TITLES, "AUROC", "mean of the seven"), rows)
+
+
+def _calibration(about: str, numbers: Numbers) -> list[str]:
+    prior, model, raw = numbers["prior"], numbers["model"], numbers["raw"]
+    of_whom = f"{about}; classes weighted to a share of men of {prior:.2g}"
+    clean, left, mean = model["clean"]["error"], model["clean"]["error_corrected"], model["mean of the seven"]
+    was = f" (the raw head: {raw['clean']['error_corrected']:.3f})" if raw else ""
+    words = (
+        f"{'The model is calibrated' if raw else 'The model is not calibrated: its confidence is a score'}. Among "
+        f"pictures of about the same p(male), the share of men differs from it by {clean:.3f} on average, clean. Luck "
+        f"alone gives a perfect model {clean - left:.3f} on so many pictures; less that, {left:.3f} is left{was}, and "
+        f"{mean['error_corrected']:.3f} as the mean of the seven degradations. Slope and intercept are what a refit on "
+        "these pictures would still do to the logit: a slope below 1 means too sure, above 1 not sure enough; an "
+        "intercept above 0 means that female is said too often, below 0 male. All this holds for a share of men of "
+        f"{prior:.2g} among the pictures{'; predict.py prior=... answers for another' if raw else ''}."
+    )
+    parts = [_paragraph(words)]
+    for title, sets in (("calibrated" if raw else "as it is", model), ("raw head, before calibration", raw)):
+        if sets:
+            rows = [[name, *(values[key] for key in CALIBRATION)] for name, values in sets.items()]
+            parts.append(_table(f"{title}; {of_whom}", ("", *CALIBRATION.values()), rows))
+    return [*parts, *_coverage(of_whom, numbers["coverage"])]
+
+
+def _coverage(of_whom: str, coverages: Mapping[str, Sequence[Numbers]]) -> list[str]:
+    def cell(row: Numbers) -> str:
+        return f"{row['coverage']:.0%}" + (f" (sure={100 * row['confidence']:.1f})" if row["confidence"] else "")
+
+    words = (
+        "If only its surest answers are taken, fewer are wrong. The table says which share of the pictures can be "
+        "answered with so few errors, and in brackets the confidence in % below which predict.py sure=... says unsure. "
+        "These limits are read off the pictures reported on: expect somewhat more errors on others."
+    )
+    errors = [f"error below {row['error']:.0%}" for row in coverages["clean"]]
+    rows = [[name, *map(cell, of_errors)] for name, of_errors in coverages.items()]
+    return [_paragraph(words), _table(of_whom, ("coverage", *errors), rows)]
 
 
 def _mistakes(about: str, mistakes: Sequence[Numbers]) -> str:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from gender_cls import CLASSES
+from gender_cls.calibration import fold, log_odds
 from gender_cls.errors import UserError
 from gender_cls.export import MODEL_NAME
 from gender_cls.images import PictureError, load_rgb
@@ -55,12 +56,17 @@ class Predictor:
     Args:
         model: A `Binary_Classification_model.pth`. Its preprocessing is read from the JSON of the same name beside it;
             without one, the recipe's is assumed and `assumed_preprocessing` is true.
+        prior: Share of men, in (0, 1), to answer for in the place of the one that the model is calibrated to.
+
+    Attributes:
+        calibration: The model's `prior`, and `slope` and `bias` of its raw head's logit; None if it is not calibrated.
 
     Raises:
-        UserError: the model is missing, damaged, another network's or a pickle (which is never executed).
+        UserError: the model is missing, damaged, another network's or a pickle (which is never executed); or a prior is
+            given, and it is no share or the model not calibrated.
     """
 
-    def __init__(self, model: str | os.PathLike[str]) -> None:
+    def __init__(self, model: str | os.PathLike[str], prior: float | None = None) -> None:
         source = f"model={os.fspath(model)}"
         if not os.path.isfile(model):
             raise UserError(f"{source}: no such file; train one with `python train.py`, or give another")
@@ -72,8 +78,15 @@ class Predictor:
         self.assumed_preprocessing = not file.exists()
         self.facts: dict[str, Any] = {}
         self.preprocessing = Preprocessing()
+        self.calibration: dict[str, float] | None = None
         if not self.assumed_preprocessing:
-            self.facts, self.preprocessing = _read_facts(file)
+            self.facts, self.preprocessing, self.calibration = _read_facts(file)
+        if prior is not None:
+            if not 0 < prior < 1:
+                raise UserError(f"prior={prior}: give a share of men above 0 and below 1")
+            if self.calibration is None:
+                raise UserError(f"prior={prior} needs a calibrated model, and {source} is none by what its JSON says")
+            fold(self.network.head, 1.0, log_odds(prior) - log_odds(self.calibration["prior"]))
 
     def predict(self, paths: Iterable[str]) -> Iterator[Prediction]:
         """Answer for each file in order; one that is no picture gets its error."""
@@ -111,7 +124,7 @@ def newest_model() -> str:
     return str(models[-1])
 
 
-def _read_facts(file: Path) -> tuple[dict[str, Any], Preprocessing]:
+def _read_facts(file: Path) -> tuple[dict[str, Any], Preprocessing, dict[str, float] | None]:
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
         values = facts["preprocessing"]
@@ -119,9 +132,13 @@ def _read_facts(file: Path) -> tuple[dict[str, Any], Preprocessing]:
         crop, median = values.get("crop", 1.0), values.get("median", False)  # older models have none
         preprocessing = Preprocessing(size, crop, median, interpolation, tuple(mean), tuple(std))
         if preprocessing.normalize(preprocessing.resize(Image.new("RGB", (2, 2)))).shape == (3, size, size):
-            return facts, preprocessing
+            known = facts.get("calibration")  # older models have none
+            calibration = {key: float(known[key]) for key in ("prior", "slope", "bias")} if known else None
+            if calibration and not (0 < calibration["prior"] < 1 and calibration["slope"] > 0):
+                raise ValueError(f"calibration {calibration}")
+            return facts, preprocessing, calibration
         raise ValueError(f"size {size}")
     except Exception as error:  # whatever somebody wrote there
         raise UserError(
-            f"{file} does not say the model's preprocessing; mend it, or delete it to assume the recipe's"
+            f"{file} does not say the model's preprocessing and calibration; mend it, or delete it to assume the recipe's"
         ) from error

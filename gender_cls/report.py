@@ -22,36 +22,31 @@ no split, is decided as in the run that made the model.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 
 from gender_cls import cache_folder
-from gender_cls import figures as draw
 from gender_cls.answers import Answers, Numbers, ask, check_pattern, measure
 from gender_cls.checks import check
-from gender_cls.degrade import DEGRADATIONS, LARGEST
 from gender_cls.errors import UserError
 from gender_cls.features import Extractor
-from gender_cls.images import PictureError, load_rgb
+from gender_cls.gallery import draw_all
 from gender_cls.page import render, to_png
 from gender_cls.people import IDENTITY
 from gender_cls.predictor import ASSUMED, Predictor, newest_model
+from gender_cls.reliability import measure_calibration
 from gender_cls.sources import UNSPLIT, folder, manifest
 from gender_cls.tables import degraded_report, describe_data
-from gender_cls.views import CLEAN, CONDITIONS, MIDDLE, degraded
 from gender_cls.words import read_words, run_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE = "report.html"
-WHOLE = "shown whole, before any crop"
 COMMAND = "python -m gender_cls.report"
 KEYS = ("model", "data.root", "data.csv", "data.group", "data.without", "out", "features.dir")
 USUAL = {"identity": IDENTITY, "val_share": 0.2, "split_seed": 0, "group": "group", "without": None}  # keys of data
@@ -65,7 +60,7 @@ class Report:
         model: What is reported on.
         about: What every caption says: how many pictures and people of which data, and which weights.
         answers: Of the model.
-        numbers: As `measure` gives them.
+        numbers: As `measure` and, under calibration, `measure_calibration` give them.
         figures: With their captions, by name.
     """
 
@@ -114,7 +109,14 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"out={folder}: {(error.strerror or str(error)).lower()}; give another folder") from error
 
 
-def build(answers: Answers, model: str, data: str, weights: str | None, without: str | None = None) -> Report:
+def build(
+    answers: Answers,
+    model: str,
+    data: str,
+    weights: str | None,
+    without: str | None = None,
+    calibrated: Mapping[str, Any] | None = None,
+) -> Report:
     """Measure and draw.
 
     Args:
@@ -123,51 +125,13 @@ def build(answers: Answers, model: str, data: str, weights: str | None, without:
         data: Name of the data, for captions.
         weights: Name or path of the backbone's weights, for captions; None for random ones.
         without: Pattern of file names that are left out in a slice.
+        calibrated: What the model's JSON says of its calibration; None for a raw head.
     """
-    numbers = measure(answers, without)
+    numbers = measure(answers, without) | {"calibration": measure_calibration(answers, calibrated)}
     named = Path(weights).name if weights else "random"
-    clean, by_name = numbers["clean"], numbers["degraded"]
+    clean = numbers["clean"]
     about = f"{clean['pictures']} pictures of {clean['people']} people ({data}, val); weights: {named}"
-    names = {"clean": CLEAN, **{name: CONDITIONS.index((name, MIDDLE)) for name in DEGRADATIONS}}
-    probabilities = {name: answers.probabilities[number] for name, number in names.items()}
-    middle = {"clean": clean} | {name: by_name[name][MIDDLE] for name in DEGRADATIONS}
-    means = numbers["mean_of_seven"]
-    by_severity = {name: [clean, *rows.values()] for name, rows in {**by_name, "mean of the seven": means}.items()}
-    labels = torch.from_numpy(answers.labels)
-    at = f"clean, and degraded at severity {MIDDLE}"
-    drawn = {
-        "severity": (draw.severity_figure(by_severity), "F1 by severity of the degradation"),
-        "confusion": (draw.confusion_figure(middle), f"Labels and answers, {at}: pictures, and share of the label's"),
-        "roc": (draw.roc_figure(probabilities, labels), f"Receiver operating characteristic, {at}"),
-        "precision_recall": (draw.precision_recall_figure(probabilities, labels), f"Precision and recall, {at}"),
-        "scores": (draw.scores_figure(probabilities, labels), f"Probabilities of male by label, {at}"),
-        "mistakes": (_sheet(answers, numbers["mistakes"]), f"Clean pictures answered wrong, the surest first; {WHOLE}"),
-        "mistakes_degraded": (
-            _sheet(answers, numbers["mistakes_degraded"]),
-            f"Degraded pictures (severity {MIDDLE}) answered wrong, the surest first, each once; {WHOLE}",
-        ),
-    }
-    for figure, _ in drawn.values():  # wherever it goes, it says of what it is
-        figure.suptitle(fill(about, 80), fontsize=8, color="dimgrey", parse_math=False)
-    captioned = {name: (figure, f"{caption}. {about}.") for name, (figure, caption) in drawn.items()}
-    return Report(model, about, answers, numbers, captioned)
-
-
-def _sheet(answers: Answers, mistakes: Sequence[Numbers]) -> "Figure":
-    faces = {face.path: face for face in answers.faces}
-    tiles = []
-    for row in mistakes:
-        face = faces[row["path"]]
-        number = CONDITIONS.index((row["condition"], MIDDLE if row["condition"] != "clean" else 0))
-        try:
-            picture = degraded(load_rgb(face.path), face.digest, number)
-        except PictureError:  # it has just disappeared
-            picture = Image.new("RGB", (8, 8), "white")
-        picture.thumbnail((LARGEST, LARGEST))
-        share = row["p_male"] if row["answer"] == "male" else 1 - row["p_male"]
-        what = f"{row['condition']}: {row['answer']} {share:.1%}, filed {row['label']}"
-        tiles.append((picture, f"{Path(face.path).name}\n{what}"))
-    return draw.sheet_figure(tiles)
+    return Report(model, about, answers, numbers, draw_all(answers, numbers, about))
 
 
 def main(words: list[str]) -> int:
@@ -202,7 +166,7 @@ def main(words: list[str]) -> int:
     val = faces.splits["val"]
     answers = ask(predictor.network, predictor.preprocessing, val, extractor, os.cpu_count() or 1)
     weights = predictor.facts.get("weights", {"name": "unknown"})["name"]
-    report = build(answers, str(model), source.resolve().name, weights, without)
+    report = build(answers, str(model), source.resolve().name, weights, without, predictor.calibration)
     report.save(out)
     print(f"\n{degraded_report(report.numbers)}\n{out / PAGE}")
     return 0
