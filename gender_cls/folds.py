@@ -101,7 +101,9 @@ class HeldOut:
         found = torch.empty(self.places.shape)
         number = int(self.folds.max()) + 1
         wait = 0.1 if sys.stderr.isatty() else 30  # a line now and then in a log
-        with tqdm(total=number * epochs, desc="calibration", unit="epoch", mininterval=wait, leave=False) as bar:
+        with tqdm(
+            total=number * epochs, desc="calibration", unit="epoch", mininterval=wait, delay=wait, leave=False
+        ) as bar:
             for fold in range(number):
                 asked = self.folds == fold
                 head = self._train(module, epochs, fold, bar)

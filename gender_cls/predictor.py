@@ -85,7 +85,9 @@ class Predictor:
             if not 0 < prior < 1:
                 raise UserError(f"prior={prior}: give a share of men above 0 and below 1")
             if self.calibration is None:
-                raise UserError(f"prior={prior} needs a calibrated model, and {source} is none by what its JSON says")
+                raise UserError(
+                    f"prior={prior} needs a calibrated model, and {source} is none; train with calibration=platt"
+                )
             fold(self.network.head, 1.0, log_odds(prior) - log_odds(self.calibration["prior"]))
 
     def predict(self, paths: Iterable[str]) -> Iterator[Prediction]:
@@ -140,5 +142,6 @@ def _read_facts(file: Path) -> tuple[dict[str, Any], Preprocessing, dict[str, fl
         raise ValueError(f"size {size}")
     except Exception as error:  # whatever somebody wrote there
         raise UserError(
-            f"{file} does not say the model's preprocessing and calibration; mend it, or delete it to assume the recipe's"
+            f"{file} does not say the model's preprocessing and calibration; mend it, or delete it to assume the "
+            "recipe's preprocessing"
         ) from error

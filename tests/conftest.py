@@ -71,15 +71,18 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def train(in_tmp: Path, drawn: Path) -> Run:
-    """Train on the drawn faces with random weights unless told otherwise; returns the run folder."""
+    """Train on the drawn faces with random weights, raw, unless told otherwise; returns the run folder."""
 
     def run(*words: str, name: str = "run") -> Path:
         folder = in_tmp / "runs" / name
         where = () if "-m" in words else (f"hydra.run.dir={folder}",)
         given = {word.split("=")[0] for word in words}
-        usual = [w for w in (f"data.root={drawn}", "model.weights=null") if w.split("=")[0] not in given]
+        usual = [f"data.root={drawn}", "model.weights=null", "calibration=none"]
+        usual = [word for word in usual if word.split("=")[0] not in given]
         if "data=manifest" in words:
             usual = usual[1:]
+        if "experiment" in given and "calibration=none" in usual:
+            usual.remove("calibration=none")  # which it has a say in
         multirun = ("-m",) if "-m" in words else ()  # argparse wants it before the overrides
         script("train.py", *multirun, *usual, *TINY, *where, *(word for word in words if word != "-m"))
         return folder

@@ -43,6 +43,11 @@ def test_cross_validation(drawn: Path, backbone_file: Path) -> None:
     assert re.search(r"10 epochs( +[01]\.\d{3}){7}", said)
 
 
+def test_calibration(drawn: Path, backbone_file: Path) -> None:
+    said = run("calibration.py", str(drawn), "--weights", str(backbone_file), "--epochs", "1")
+    assert re.search(r"train out of fold, calibrated, degraded( +-?[\d.]+ \(-?[\d.]+ to -?[\d.]+\)){7}", said)
+
+
 def test_robust(drawn: Path, backbone_file: Path) -> None:
     said = run("robust.py", str(drawn), "--weights", str(backbone_file), "--epochs", "1")
     assert re.search(r"mean of the seven( +-?[01]\.\d{3}){11}", said)

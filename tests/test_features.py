@@ -43,7 +43,7 @@ class How:
             return sum(int((store.find(digests, column) >= 0).sum()) for column in columns)
 
         before = stored(self.extractor.store(self.views))
-        self.store = self.extractor.compute(self.views, pictures, columns, num_workers)
+        self.store = self.extractor.compute(self.views, pictures, dict.fromkeys(pictures, columns), num_workers)
         return stored(self.store) - before
 
 
@@ -240,7 +240,8 @@ features.SHARD_PICTURES = 10
 views = TrainingViews(Preprocessing(size=32), 0.5, (0.2, 0.2, 0.2), 3)
 how = Extractor(GenderNet({weights!r}), sys.argv[1], "fp32")
 {start}
-how.compute(views, wanted(Path({faces!r})), COLUMNS, num_workers=1)
+pictures = wanted(Path({faces!r}))
+how.compute(views, pictures, dict.fromkeys(pictures, COLUMNS), num_workers=1)
 """
 KILLED_WHILE_WRITING = """
 import os, signal, torch

@@ -70,7 +70,7 @@ def test_the_state_goes_out_and_in(backbone_file: Path) -> None:
 
 ALLOWED = {  # who may import whom: a face travels one way
     "errors": set(), "images": {"errors"}, "transforms": set(), "metrics": set(), "network": {"errors"},
-    "degrade": set(), "views": {"degrade", "transforms", "errors"}, "words": {"errors"},
+    "degrade": set(), "calibration": set(), "views": {"degrade", "transforms", "errors"}, "words": {"errors"},
     "demo": {"errors"}, "sources": {"demo", "errors", "images"}, "people": {"sources", "errors"},
     "checks": {"people", "sources", "errors", "images"},
     "store": {"errors"}, "backbones": {"network", "transforms"},
@@ -78,11 +78,16 @@ ALLOWED = {  # who may import whom: a face travels one way
     "datasets": {"network", "images", "sources", "store", "views"},
     "datamodule": {"checks", "datasets", "features", "transforms", "views"},
     "module": {"network", "metrics", "errors"}, "export": {"network", "transforms"},
-    "predictor": {"network", "transforms", "errors", "images", "export"},
-    "answers": {"degrade", "errors", "features", "metrics", "network", "sources", "transforms", "views"},
-    "figures": set(), "tables": {"answers", "checks", "metrics"}, "page": {"answers", "tables"},
-    "report": {"answers", "checks", "degrade", "errors", "features", "figures", "images", "page", "people",
-               "predictor", "sources", "tables", "views", "words"},
+    "predictor": {"calibration", "network", "transforms", "errors", "images", "export"},
+    "answers": {"degrade", "errors", "features", "metrics", "network", "people", "sources", "store", "transforms",
+                "views"},
+    "folds": {"answers", "datamodule", "degrade", "errors", "features", "module", "network", "people", "transforms",
+              "views"},
+    "reliability": {"answers", "calibration", "metrics", "views"},
+    "gallery": {"answers", "calibration", "degrade", "figures", "images", "views"},
+    "figures": set(), "tables": {"checks", "metrics", "views"}, "page": {"tables", "views"},
+    "report": {"answers", "checks", "errors", "features", "gallery", "page", "people", "predictor", "reliability",
+               "sources", "tables", "words"},
     "dashboard": {"datamodule", "figures", "report"}, "sweep": {"tables", "export"}, "__init__": set(),
 }  # fmt: skip
 

@@ -40,7 +40,7 @@ def faces(women: int = 20, men: int = 60) -> list[Face]:
 def answers(probability: Callable[[int, str, int, int], float]) -> Answers:
     """Of a function of label, degradation, severity and number of the picture."""
     rows = [[probability(f.label, *condition, n) for n, f in enumerate(faces())] for condition in CONDITIONS]
-    return Answers(faces(), torch.tensor(rows))
+    return Answers(faces(), torch.tensor(rows).logit())
 
 
 def test_a_perfect_classifier() -> None:
@@ -171,7 +171,7 @@ def test_a_full_report(reported: Path, capsys: pytest.CaptureFixture[str]) -> No
     page = Page(text)
     assert page.tags["b"] == page.tags["i"] == page.tags["script"] == 0  # of names, all escaped
     assert "&lt;i&gt;0&lt;/i&gt;" in text
-    assert page.tags["img"] == len(list(left.glob("*.png"))) == 7
+    assert page.tags["img"] == len(list(left.glob("*.png"))) == 9
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)  # nothing outside of the file
     assert base64.b64decode(page.sources[0].split(",")[1]) == (left / "severity.png").read_bytes()
     captions = re.findall("<figcaption>(.*?)</figcaption>", text)
@@ -214,7 +214,7 @@ def test_a_report_that_was_cut_short_is_written_again(monkeypatch: pytest.Monkey
         with pytest.raises(ZeroDivisionError):
             full.save(tmp_path / "report")
     full.save(tmp_path / "report")
-    assert len(list((tmp_path / "report").glob("*.png"))) == 7
+    assert len(list((tmp_path / "report").glob("*.png"))) == 9
     assert not list((tmp_path / "report").glob("*.part"))
 
 

@@ -1,0 +1,106 @@
+"""How far off the probabilities of `experiment=robust` are, raw and calibrated: three seeds, val and train out of fold.
+
+Each cell is the mean of the seeds, with the lowest and the highest. Classes are weighted to a share of men of 0.5;
+degraded is the mean of the figures of the seven degradations at severity 3. Out of fold, each head is asked about
+people of train whom it was trained without. The two numbers of the calibration are fitted on these people, clean and in
+one degradation each.
+
+    python benchmarks/calibration.py data/facecom --weights resnet18.pth
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from robust import PROJECT, SEEDS, answers_of
+from robust import train as run_train
+
+from gender_cls import cache_folder
+from gender_cls.calibration import figures
+from gender_cls.features import Extractor
+from gender_cls.folds import HeldOut
+from gender_cls.metrics import auroc
+from gender_cls.module import GenderModule
+from gender_cls.network import GenderNet
+from gender_cls.predictor import Predictor
+from gender_cls.tables import table
+from gender_cls.views import ASKED, EvaluationViews
+
+sys.path.insert(0, str(PROJECT))
+from train import make_data
+
+COLUMNS = {"error": "error", "error_corrected": "less luck", "slope": "slope", "intercept": "intercept"}
+COLUMNS |= {"brier": "Brier", "nll": "log-loss", "auroc": "AUROC"}
+Asked = tuple[torch.Tensor, np.ndarray]  # logits (8, N) in each of ASKED, labels (N)
+
+
+def of_a_run(folder: Path, model: Path) -> dict[str, Asked]:
+    """What the model of a run says of val, and its raw head's equals of train out of fold."""
+    cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    data = make_data(cfg, instantiate(cfg.data.source))
+    answers = answers_of(model, 0.0, data.faces.splits["val"])
+    network = GenderNet(cfg.model.weights)
+    extractor = Extractor(network, cache_folder())
+    data.compute_features(extractor, cfg.views)
+    optimizer, scheduler = instantiate(cfg.model.optimizer), instantiate(cfg.model.scheduler)
+    module = GenderModule(network, optimizer, scheduler, data.class_counts, cfg.model.class_weight)
+    held_out = HeldOut(data, extractor)
+    pictures = {face.digest.encode(): face.path for face in held_out.faces}
+    wanted = dict.fromkeys(pictures, tuple(ASKED.values()))
+    store = extractor.compute(EvaluationViews(data.views.preprocessing), pictures, wanted, data.num_workers)
+    digests = np.array([face.digest.encode() for face in held_out.faces])
+    held_out.places = np.stack([store.find(digests, condition) for condition in ASKED.values()])
+    asked = held_out.logits(module, cfg.trainer.max_epochs)
+    return {"val": (answers.logits[list(ASKED.values())], answers.labels), "train": (asked, held_out.labels)}
+
+
+def rows(logits: torch.Tensor, labels: np.ndarray) -> np.ndarray:
+    """Figures, clean and as means over the degradations, (2, len(COLUMNS))."""
+    every = []
+    for row in logits:
+        found = figures(row, labels, 0.5) | {"auroc": auroc(row.double().sigmoid(), torch.from_numpy(labels))}
+        every.append([found[name] for name in COLUMNS])
+    return np.array([every[0], np.mean(every[1:], axis=0)])
+
+
+def main() -> None:
+    """Train, ask and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="folder with train/ and val/")
+    parser.add_argument("--weights", default="IMAGENET1K_V1", help="(%(default)s)")
+    parser.add_argument("--epochs", type=int, default=30, help="(%(default)s)")
+    arguments = parser.parse_args()
+    found: dict[str, list[np.ndarray]] = {}
+    with tempfile.TemporaryDirectory() as runs:
+        for seed in SEEDS:
+            words = ["experiment=robust", f"seed={seed}", f"trainer.max_epochs={arguments.epochs}"]
+            words += [f"data.root='{arguments.root.resolve()}'", f"model.weights='{arguments.weights}'"]
+            model = run_train(words, Path(runs, str(seed)))
+            calibration = Predictor(model).calibration
+            assert calibration
+            slope, bias = calibration["slope"], calibration["bias"]
+            val, train = of_a_run(model.parent, model).values()
+            sets = {
+                "val, raw": ((val[0].double() - bias) / slope, val[1]),
+                "val, calibrated": val,
+                "train out of fold, raw": train,
+                "train out of fold, calibrated": (slope * train[0] + bias, train[1]),
+            }
+            print(f"seed {seed}: slope {slope:.3f}, bias {bias:.3f}", flush=True)
+            for name, asked in sets.items():
+                for condition, row in zip(("clean", "degraded"), rows(*asked)):
+                    found.setdefault(f"{name}, {condition}", []).append(row)
+    shown = []
+    for name, of_seeds in found.items():
+        mean, low, high = (reduce(of_seeds, axis=0) for reduce in (np.mean, np.min, np.max))
+        shown.append([name, *(f"{m:.3f} ({a:.3f} to {b:.3f})" for m, a, b in zip(mean, low, high))])
+    print(table((f"{len(val[1])} + {len(train[1])} pictures", *COLUMNS.values()), shown))
+
+
+if __name__ == "__main__":
+    main()
