@@ -96,7 +96,6 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
         if not cfg.calibration:
             say_balance(cfg, data)
     short = in_sweep and cfg.views > 0  # the best head is had again in seconds, so only figures are written
-    calibrating = bool(cfg.calibration) and not in_sweep
     trainer = make_trainer(cfg, run_dir, checkpoints=not short)
     extractor = make_extractor(cfg, network, trainer)
     module = GenderModule(
@@ -112,29 +111,24 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
         check_checkpoint(cfg.ckpt_path, module, cfg.trainer.max_epochs)
     if cfg.views:
         data.compute_features(extractor, cfg.views)
-    held_out = HeldOut(data, extractor) if calibrating else None
+    held_out = HeldOut(data, extractor) if cfg.calibration and not in_sweep else None
     if not short:
         dashboard.show_views(trainer, data)
     started = time.monotonic()
-    calibrated = None
     with threads_for(data):
         fit(trainer, module, data, cfg.ckpt_path, words)
         fitted = {"epochs": trainer.current_epoch, "seconds": round(time.monotonic() - started, 1)}
-        if held_out:
-            calibrated = calibrate(held_out, module, trainer.current_epoch, cfg.calibration.prior)
-            print(f"\n{tables.calibration_report(calibrated)}")
+        calibrated = calibrate(held_out, module, trainer.current_epoch, cfg.calibration.prior) if held_out else None
     figures = evaluate(trainer, module, data)
     split = data.eval_splits[0]
     objective = {"name": f"{split}/f1_macro", "value": figures[split]["f1_macro"]}
     facts = {"fingerprint": data.faces.fingerprint, "counts": data.faces.counts(), "skipped": data.faces.skipped}
-    write_json(
-        run_dir / "metrics.json",
-        {**figures, "objective": objective, "data": facts, "fit": fitted, "calibration": calibrated},
-    )
-    show(figures)
+    about = {"data": facts, "calibration": calibrated}
+    write_json(run_dir / "metrics.json", {**figures, "objective": objective, "fit": fitted, **about})
+    show(figures, calibrated)
     if not short:
         dashboard.show_confusion(trainer, figures)
-        save(cfg, run_dir, network, data, {"data": facts, "calibration": calibrated, "metrics": figures})
+        save(cfg, run_dir, network, data, {**about, "metrics": figures})
         if cfg.report == "full":
             report_in_full(cfg, run_dir, network, data, trainer, extractor, calibrated)
     dashboard.show_figures(trainer, hyper_parameters(cfg), figures)
@@ -380,8 +374,10 @@ def evaluate(trainer: pl.Trainer, module: GenderModule, data: FaceDataModule) ->
     return figures
 
 
-def show(figures: dict[str, dict[str, Any]]) -> None:
+def show(figures: dict[str, dict[str, Any]], calibrated: dict[str, Any] | None) -> None:
     """The tables of a finished run."""
+    if calibrated:
+        print(f"\n{tables.calibration_report(calibrated)}")
     for split, values in figures.items():
         print(f"\n{tables.classification_report(split, values)}")
     if list(figures) == ["val"]:

@@ -112,7 +112,14 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a run by the real command; what it said lies in stdout.txt and stderr.txt beside runs/."""
     where = tmp_path_factory.mktemp("trained")
-    words = (f"data.root={drawn}", "model.weights=null", "trainer.max_epochs=2", "data.holdout=0.2", *TINY)
+    words = (
+        f"data.root={drawn}",
+        "model.weights=null",
+        "trainer.max_epochs=2",
+        "data.holdout=0.2",
+        "model.optimizer.lr=0.1",
+        *TINY,
+    )
     done = subprocess.run(
         [sys.executable, ROOT / "train.py", *words, "hydra.run.dir=runs/one"], cwd=where, capture_output=True, text=True
     )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,8 +51,11 @@ def test_the_real_command_answers_with_the_newest_model(trained: Path, picture: 
     assert done.stderr == f"model: runs/one/{MODEL}\n"
 
 
-def test_a_plain_script_gets_the_same_probability(trained: Path, drawn: Path) -> None:
-    """Nothing but torch and torchvision, told what to do by the JSON."""
+def test_a_plain_script_gets_the_same_confidence(
+    trained: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing but torch and torchvision, told what to do by the JSON; the head is calibrated."""
+    assert json.loads((trained / MODEL).with_suffix(".json").read_text())["calibration"]["slope"] != 1
     net = resnet18(num_classes=1)
     net.load_state_dict(torch.load(trained / MODEL, weights_only=True), strict=True)
     net.eval()
@@ -71,6 +75,11 @@ def test_a_plain_script_gets_the_same_probability(trained: Path, drawn: Path) ->
     ours = [answer.p_male for answer in Predictor(trained / MODEL).predict(paths)]
     assert ours == pytest.approx(plain, abs=1e-5)
     assert max(plain) - min(plain) > 0.01  # else any model would do
+    lines, _ = answers(capsys, f"model={trained / MODEL}", f"img={drawn / 'val'}")
+    for line, path, p_male in zip(lines, paths, plain, strict=True):
+        said, label, confidence = re.fullmatch(r"(.+)  (female|male)  ([\d.]+) %", line).groups()  # type: ignore[union-attr]
+        assert (said, label) == (path, ("female", "male")[p_male > 0.5])
+        assert float(confidence) == pytest.approx(100 * max(p_male, 1 - p_male), abs=0.06)
 
 
 @pytest.mark.parametrize(
