@@ -115,8 +115,8 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     if not short:
         dashboard.show_views(trainer, data)
     started = time.monotonic()
-    with threads_for(data):
-        fit(trainer, module, data, cfg.ckpt_path, words)
+    with threads_for(data), resumable(trainer, cfg.ckpt_path, words):
+        fit(trainer, module, data, cfg.ckpt_path)
         fitted = {"epochs": trainer.current_epoch, "seconds": round(time.monotonic() - started, 1)}
         calibrated = calibrate(held_out, module, trainer.current_epoch, cfg.calibration.prior) if held_out else None
     figures = evaluate(trainer, module, data)
@@ -288,25 +288,31 @@ def threads_for(data: FaceDataModule) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def fit(
-    trainer: pl.Trainer, module: GenderModule, data: FaceDataModule, ckpt_path: str | None, words: list[str]
-) -> None:
-    """Train; on Ctrl-C say how to go on from the last whole epoch.
-
-    Raises:
-        UserError: the head's values are no longer finite.
-    """
+@contextmanager
+def resumable(trainer: pl.Trainer, ckpt_path: str | None, words: list[str]) -> Iterator[None]:
+    """On Ctrl-C say how to go on from the last whole epoch."""
     try:
-        trainer.fit(module, data, ckpt_path=ckpt_path)
-    except SystemExit:  # Lightning's answer to Ctrl-C
+        yield
+    except (KeyboardInterrupt, SystemExit):  # the latter is Lightning's answer to Ctrl-C
+        epoch = trainer.current_epoch + 1
+        where = f"in epoch {epoch}" if epoch <= cast(int, trainer.max_epochs) else "after the last epoch"
         last = getattr(trainer.checkpoint_callback, "best_model_path", "") or ckpt_path
         if last:
             again = [word for word in words if not word.startswith(("ckpt_path=", "hydra.run.dir="))]
             command = shlex.join(["python", "train.py", *again, f"ckpt_path={quoted(shown(last))}"])
-            print(f"\nstopped in epoch {trainer.current_epoch + 1}; to go on from the last whole epoch:\n{command}")
+            print(f"\nstopped {where}; to go on from the last whole epoch:\n{command}")
         else:
-            print(f"\nstopped in epoch {trainer.current_epoch + 1}; no checkpoint is saved yet to go on from")
+            print(f"\nstopped {where}; no checkpoint is saved yet to go on from")
         raise
+
+
+def fit(trainer: pl.Trainer, module: GenderModule, data: FaceDataModule, ckpt_path: str | None) -> None:
+    """Train.
+
+    Raises:
+        UserError: the head's values are no longer finite.
+    """
+    trainer.fit(module, data, ckpt_path=ckpt_path)
     if not all(parameter.isfinite().all() for parameter in module.network.head.parameters()):
         raise UserError("the training diverged: the head holds values that are not finite; lower model.optimizer.lr")
 

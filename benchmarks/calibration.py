@@ -1,4 +1,4 @@
-"""How far off the probabilities of `experiment=robust` are, raw and calibrated: three seeds, val and train out of fold.
+"""How far off the probabilities of an experiment are, raw and calibrated: three seeds, val and train out of fold.
 
 Each cell is the mean of the seeds, with the lowest and the highest. Classes are weighted to a share of men of 0.5;
 degraded is the mean of the figures of the seven degradations at severity 3. Out of fold, each head is asked about
@@ -73,12 +73,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder with train/ and val/")
     parser.add_argument("--weights", default="IMAGENET1K_V1", help="(%(default)s)")
+    parser.add_argument("--experiment", default="robust", help="(%(default)s)")
     parser.add_argument("--epochs", type=int, default=30, help="(%(default)s)")
     arguments = parser.parse_args()
     found: dict[str, list[np.ndarray]] = {}
     with tempfile.TemporaryDirectory() as runs:
         for seed in SEEDS:
-            words = ["experiment=robust", f"seed={seed}", f"trainer.max_epochs={arguments.epochs}"]
+            words = [
+                f"experiment={arguments.experiment}",
+                "views=8",
+                "calibration=platt",
+                f"seed={seed}",
+                f"trainer.max_epochs={arguments.epochs}",
+            ]
             words += [f"data.root='{arguments.root.resolve()}'", f"model.weights='{arguments.weights}'"]
             model = run_train(words, Path(runs, str(seed)))
             calibration = Predictor(model).calibration

@@ -147,7 +147,7 @@ def check_checkpoint(ckpt_path: str, module: GenderModule, max_epochs: int) -> N
     """Refuse what can't be resumed before any work is done.
 
     Raises:
-        UserError: the file is missing, damaged, a pickle, no checkpoint, another run's, or trained to its end.
+        UserError: the file is missing, damaged, a pickle, no checkpoint, another run's, or trained for longer.
     """
     source = f"ckpt_path={ckpt_path}"
     if not os.path.isfile(ckpt_path):
@@ -157,8 +157,8 @@ def check_checkpoint(ckpt_path: str, module: GenderModule, max_epochs: int) -> N
         raise UserError(f"{source} is no checkpoint of a run; give the last.ckpt of a run folder")
     module.on_load_checkpoint(checkpoint, source)
     done = checkpoint["epoch"] + 1
-    if max_epochs <= done:
-        raise UserError(f"{source} has its {done} epochs already; give trainer.max_epochs above that to go on")
+    if max_epochs < done:  # as many is right: what comes after the last epoch may be missing
+        raise UserError(f"{source} has {done} epochs already; give trainer.max_epochs={done} or more to go on")
 
 
 def _trained_part(state: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,6 +210,28 @@ def test_nobody_is_asked_of_a_head_that_was_trained_on_them(train: Run, monkeypa
     left_out = [whole - part for part in parts]
     assert sum(map(len, left_out)) == len(set.union(*left_out)) < len(whole)
     assert sum(seen) == 2 * sum(face.identity in set.union(*left_out) for face in everybody)
+
+
+def test_interrupted_while_it_calibrates_it_goes_on_from_the_last_epoch(
+    train: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("calibration=platt", "trainer.max_epochs=2")
+    whole = train(*words, name="whole")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folds, "logits_of", interrupt)
+        with pytest.raises(SystemExit):
+            train(*words, name="cut")
+    said = capsys.readouterr().out
+    assert "stopped after the last epoch" in said
+    again = shlex.split(next(line for line in said.splitlines() if line.startswith("python train.py")))
+    resumed = train(*again[2:], name="resumed")
+    one, two = (torch.load(run / MODEL, weights_only=True) for run in (whole, resumed))
+    assert torch.equal(one["fc.weight"], two["fc.weight"])
+    assert torch.equal(one["fc.bias"], two["fc.bias"])
 
 
 def test_a_sweep_keeps_the_raw_heads(train: Run, capsys: pytest.CaptureFixture[str]) -> None:
