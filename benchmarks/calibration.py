@@ -52,7 +52,9 @@ def of_a_run(folder: Path, model: Path) -> dict[str, Asked]:
     held_out = HeldOut(data, extractor)
     pictures = {face.digest.encode(): face.path for face in held_out.faces}
     wanted = dict.fromkeys(pictures, tuple(ASKED.values()))
-    store = extractor.compute(EvaluationViews(data.views.preprocessing), pictures, wanted, data.num_workers)
+    store = held_out.store = extractor.compute(
+        EvaluationViews(data.views.preprocessing), pictures, wanted, data.num_workers
+    )
     digests = np.array([face.digest.encode() for face in held_out.faces])
     held_out.places = np.stack([store.find(digests, condition) for condition in ASKED.values()])
     asked = held_out.logits(module, cfg.trainer.max_epochs)
