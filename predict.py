@@ -7,9 +7,8 @@
   python predict.py img=folder sure=90 prior=0.8                unsure below 90 %; four of five pictures show men
 
 A line for each picture: its path, the label, and the model's confidence in it in % (50 to 100). Of a calibrated model
-(as training makes them, but for experiment=seed) that is the share of such answers that are right, where as many women
-as men are asked about, or the share of men that training or prior= named. What follows the first = is taken as it
-stands, with brackets, commas or further = in it.
+that is the share of such answers that are right, where the share of men among the pictures is the one that the line
+"model:" names. What follows the first = is taken as it stands, with brackets, commas or further = in it.
 
 keys:
   img=PATH    a picture or a folder; may be given several times
@@ -31,7 +30,7 @@ from pathlib import Path
 
 from gender_cls.errors import UserError
 from gender_cls.images import list_pictures
-from gender_cls.predictor import ASSUMED, Prediction, Predictor, newest_model
+from gender_cls.predictor import Prediction, Predictor, newest_model
 from gender_cls.words import read_words, run_command
 
 COLUMNS = ("path", "label", "confidence", "p_male", "error")
@@ -47,34 +46,31 @@ def main(words: list[str]) -> int:
         raise UserError("no picture is named; give img=PATH, see python predict.py --help")
     paths = [path for given in options["img"] for path in expand(given)]
     model = options["model"][-1] if options["model"] else newest_model()
-    sure = number(options["sure"], "sure", 50, 100) or 0.0
-    predictor = Predictor(model, number(options["prior"], "prior", 0, 1))
-    print(f"model: {model}{ASSUMED if predictor.assumed_preprocessing else ''}", file=sys.stderr)
+    sure, prior = (number(options[key], key) for key in ("sure", "prior"))
+    if sure is not None and not 50 <= sure <= 100:
+        raise UserError(f"sure={options['sure'][-1]}: give % from 50 to 100")
+    predictor = Predictor(model, prior)
+    print(f"model: {model}{predictor.note}", file=sys.stderr)
     answers = predictor.predict(paths)
     if options["out"]:
-        answers = written(answers, Path(options["out"][-1]), sure)
+        answers = written(answers, Path(options["out"][-1]), sure or 0)
     failed = 0
     for answer in answers:
         failed += bool(answer.error)
-        show(answer, sure)
+        show(answer, sure or 0)
     return 1 if failed else 0
 
 
-def number(given: list[str], key: str, low: float, high: float) -> float | None:
+def number(given: list[str], key: str) -> float | None:
     """The number that was given, if one was.
 
     Raises:
-        UserError: it is none, or out of its range.
+        UserError: it is none.
     """
-    if not given:
-        return None
     try:
-        value = float(given[-1])
+        return float(given[-1]) if given else None
     except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        raise UserError(f"{key}={given[-1]}: give a number from {low} to {high}")
-    return value
+        raise UserError(f"{key}={given[-1]} is no number; see python predict.py --help") from None
 
 
 def expand(given: str) -> list[str]:
@@ -96,12 +92,22 @@ def label(answer: Prediction, sure: float) -> str:
     return "unsure" if answer.confidence is not None and answer.confidence < sure else answer.label
 
 
+def rounded_down(percent: float | None, digits: int) -> str:
+    """So that what is shown was reached: 89.96 is not 90, and nothing is certain."""
+    return f"{math.floor((percent or 0) * 10**digits + 1e-9) / 10**digits:.{digits}f}"
+
+
 def show(answer: Prediction, sure: float) -> None:
     """One line: on standard output, or on standard error for a file without an answer."""
     if answer.error:
         print(f"{answer.path}  error: {answer.error}", file=sys.stderr)
     else:
-        print(f"{answer.path}  {label(answer, sure)}  {answer.confidence:.1f} %")
+        said, share = label(answer, sure), f"{rounded_down(answer.confidence, 1)} %"
+        print(
+            f"{answer.path}  {said}  ({answer.label} {share})"
+            if said == "unsure"
+            else f"{answer.path}  {said}  {share}"
+        )
 
 
 def written(answers: Iterator[Prediction], out: Path, sure: float) -> Iterator[Prediction]:
@@ -118,7 +124,7 @@ def written(answers: Iterator[Prediction], out: Path, sure: float) -> Iterator[P
             table = csv.writer(file)
             table.writerow(COLUMNS)
             for answer in answers:
-                numbers = ("", "") if answer.error else (f"{answer.confidence:.2f}", f"{answer.p_male:.6f}")
+                numbers = ("", "") if answer.error else (rounded_down(answer.confidence, 2), f"{answer.p_male:.6f}")
                 table.writerow((answer.path, label(answer, sure), *numbers, answer.error))
                 yield answer
         os.replace(unfinished, out)

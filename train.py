@@ -24,14 +24,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint
 
-from gender_cls import cache_folder, calibration, dashboard, metrics, report, tables
+from gender_cls import cache_folder, dashboard, metrics, report, tables
 from gender_cls.answers import ask, check_pattern
 from gender_cls.checks import check
 from gender_cls.datamodule import FaceDataModule
 from gender_cls.errors import UserError
 from gender_cls.export import MODEL_NAME, save_model, write_json
 from gender_cls.features import Extractor
-from gender_cls.folds import HeldOut
+from gender_cls.folds import HeldOut, calibrate
 from gender_cls.module import GenderModule, check_checkpoint
 from gender_cls.network import GenderNet
 from gender_cls.sources import Splits
@@ -91,10 +91,13 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     data = make_data(cfg, splits)
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     words = HydraConfig.get().overrides.task
+    calibrating = cfg.calibration.prior is not None
     if not in_sweep or HydraConfig.get().job.num == 0:
         print(tables.describe_data(data.faces))
-        if not cfg.calibration:
-            say_balance(cfg, data)
+        if not calibrating and cfg.data.balanced_sampler and cfg.model.class_weight:
+            print(tables.balance_note(*data.class_counts))
+        if in_sweep and calibrating:
+            print("the jobs of a sweep keep their raw heads; the best one again is calibrated")
     short = in_sweep and cfg.views > 0  # the best head is had again in seconds, so only figures are written
     trainer = make_trainer(cfg, run_dir, checkpoints=not short)
     extractor = make_extractor(cfg, network, trainer)
@@ -111,14 +114,14 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
         check_checkpoint(cfg.ckpt_path, module, cfg.trainer.max_epochs)
     if cfg.views:
         data.compute_features(extractor, cfg.views)
-    held_out = HeldOut(data, extractor) if cfg.calibration and not in_sweep else None
+    held_out = HeldOut(data, extractor) if calibrating and not in_sweep else None
     if not short:
         dashboard.show_views(trainer, data)
     started = time.monotonic()
     with threads_for(data), resumable(trainer, cfg.ckpt_path, words):
         fit(trainer, module, data, cfg.ckpt_path)
         fitted = {"epochs": trainer.current_epoch, "seconds": round(time.monotonic() - started, 1)}
-        calibrated = calibrate(held_out, module, trainer.current_epoch, cfg.calibration.prior) if held_out else None
+        calibrated = calibrate(held_out, module, trainer.global_step, cfg.calibration.prior) if held_out else None
     figures = evaluate(trainer, module, data)
     split = data.eval_splits[0]
     objective = {"name": f"{split}/f1_macro", "value": figures[split]["f1_macro"]}
@@ -191,9 +194,15 @@ def check_values(cfg: DictConfig) -> None:
     if not isinstance(cfg.data.median, bool):
         raise UserError(f"data.median={cfg.data.median}: give true or false")
     check_pattern(cfg.data.without)
-    prior = cfg.calibration.prior if cfg.calibration else "train"
-    if prior != "train" and not (isinstance(prior, int | float) and 0 < prior < 1):
-        raise UserError(f"calibration.prior={prior}: give a share of men above 0 and below 1, or train")
+    prior = cfg.calibration.prior
+    if prior not in (None, "train") and not (isinstance(prior, int | float) and 0 < prior < 1):
+        raise UserError(f"calibration.prior={prior!r}: give a share of men above 0 and below 1, or train")
+    if prior is not None and cfg.views:
+        for key, usual in (("accumulate_grad_batches", 1), ("gradient_clip_val", None), ("limit_train_batches", 1.0)):
+            if cfg.trainer.get(key, usual) != usual:
+                raise UserError(
+                    f"trainer.{key}: calibration trains its heads without; give calibration=none, or views=0"
+                )
     if cfg.report not in ("short", "full"):
         raise UserError(f"report={cfg.report}: give short or full")
     choices = {"precision": ("auto", "bf16", "fp32"), "dtype": ("float16", "float32"), "engine": ("torch", "openvino")}
@@ -241,7 +250,7 @@ def settings(cfg: DictConfig, data: FaceDataModule, extractor: Extractor) -> dic
         **{f"data.{key}": plain(cfg.data)[key] for key in keys},
         "degrade": plain(cfg.degrade),
         "model.class_weight": cfg.model.class_weight,
-        "model.optimizer": cfg.model.optimizer["_target_"],
+        "model.optimizer": plain(cfg.model.optimizer),
     }
 
 
@@ -249,6 +258,7 @@ def hyper_parameters(cfg: DictConfig) -> dict[str, Any]:
     """What TensorBoard compares runs by."""
     data = {key: plain(cfg.data)[key] for key in DATA_KEYS}
     of_run = {"seed": cfg.seed, "max_epochs": cfg.trainer.max_epochs, "views": cfg.views}
+    of_run["calibration.prior"] = str(cfg.calibration.prior)
     return {**of_run, "model": plain(cfg.model), "data": data, "degrade": plain(cfg.degrade)}
 
 
@@ -317,36 +327,6 @@ def fit(trainer: pl.Trainer, module: GenderModule, data: FaceDataModule, ckpt_pa
         raise UserError("the training diverged: the head holds values that are not finite; lower model.optimizer.lr")
 
 
-def calibrate(held_out: HeldOut, module: GenderModule, epochs: int, prior: float | str) -> dict[str, Any]:
-    """Fold slope and bias into the head; returns them, and how far off `held_out` is with and without."""
-    counts = held_out.data.class_counts
-    share = counts[1] / sum(counts) if prior == "train" else float(prior)
-    logits = held_out.logits(module, epochs)
-    slope, bias = calibration.fit(logits, held_out.labels)
-    bias += calibration.log_odds(share)
-    calibration.fold(module.network.head, slope, bias)
-    of_conditions = {
-        name: calibration.compare(row, held_out.labels, slope, bias, share)
-        for name, row in zip(("clean", "degraded"), logits)
-    }
-    asked = {"pictures": len(held_out.faces), "people": len({face.identity for face in held_out.faces})}
-    return {"prior": share, "slope": slope, "bias": bias, "split": held_out.split, **asked, **of_conditions}
-
-
-def say_balance(cfg: DictConfig, data: FaceDataModule) -> None:
-    """What balancing twice does to a confidence that is not calibrated."""
-    if not (cfg.data.balanced_sampler and cfg.model.class_weight):
-        return
-    n_female, n_male = data.class_counts
-    sampler, weight = math.log(n_male / n_female), -math.log((n_female + n_male) / (2 * n_male))
-    to = "female" if sampler + weight > 0 else "male"
-    print(
-        f"note: the sampler moves the logit by {sampler:+.2f} and the class weight by {weight:+.2f}, together "
-        f"{abs(sampler + weight):.2f} towards {to} against these pictures' own mixture: the confidence is a score, "
-        "no probability; calibration=platt makes it one"
-    )
-
-
 def shown(path: str | Path) -> str:
     """The path as a person would give it from here."""
     relative = os.path.relpath(path)
@@ -386,8 +366,6 @@ def show(figures: dict[str, dict[str, Any]], calibrated: dict[str, Any] | None) 
         print(f"\n{tables.calibration_report(calibrated)}")
     for split, values in figures.items():
         print(f"\n{tables.classification_report(split, values)}")
-    if list(figures) == ["val"]:
-        print("no people are held out (data.holdout=0): val/f1_macro is returned, so a sweep would choose on val")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ class Extractor:
             self.build = partial(torch_backbone, network, precision=self.precision, device=self.device)
         self.how = {"precision": self.precision, "dtype": dtype, "engine": engine, "version": VERSION}
         self.backbone_hash = network.backbone_hash()
+        self._said: set[str] = set()  # stores of which it was said that they have all
 
     def store(self, views: Views) -> Store:
         """Where the features of these views are; each kind has a store of its own.
@@ -110,7 +111,8 @@ class Extractor:
                     except KeyboardInterrupt:
                         print(f"\nkept in steps of {SHARD_PICTURES} pictures: the same command goes on from there")
                         raise
-        else:
+        elif str(store.folder) not in self._said:
+            self._said.add(str(store.folder))
             print(f"all features of the {views.facts['of']} views are stored, in {store.folder}")
         return store
 

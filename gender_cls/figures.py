@@ -99,26 +99,26 @@ def scores_figure(sets: Mapping[str, torch.Tensor], labels: torch.Tensor) -> "Fi
             ax.hist(values, bins, weights=weights, alpha=0.55, color=COLOURS[class_name], label=class_name)
         ax.axvline(0.5, color="black", lw=0.8)
         ax.set_title(name)
-    axes[0].legend(fontsize=9)
+    axes[0].legend(fontsize=9, loc="upper center")
     figure.supxlabel("probability of male (above 0.5 the answer is male)")
     figure.supylabel("% of the pictures of a label")
     return figure
 
 
-def reliability_figure(sets: Mapping[str, tuple[Sequence[Numbers], Sequence[Numbers]]]) -> "Figure":
-    """Share of men by p(male) in bins with their intervals, of a model and, where there are any, of its raw head."""
+def reliability_figure(sets: Mapping[str, Sequence[Numbers]]) -> "Figure":
+    """Share of men by p(male) in the bins of each set, where a perfect model's would lie, and the raw head's."""
     figure = _new(WIDTH, 9.6)
     axes = figure.subplots(4, 2, sharex=True, sharey=True).ravel()
-    for ax, (name, (model, raw)) in zip(axes, sets.items()):
+    for ax, (name, bins) in zip(axes, sets.items()):
         ax.plot((0, 1), (0, 1), ":", color="grey")
-        if raw:
-            ax.plot(*_columns(raw, "p_male", "share"), ".-", color="tab:orange", lw=0.8, label="raw head")
-        said, share, low, high = _columns(model, "p_male", "share", "low", "high")
-        ax.vlines(said, low, high, color="tab:blue", lw=1.2, alpha=0.7)
-        ax.plot(said, share, "o", color="tab:blue", ms=4, label="calibrated" if raw else "as it is")
+        if "raw" in bins[0]:
+            ax.plot(*_columns(bins, "raw", "share"), ".-", color="tab:orange", lw=0.8, label="raw head")
+        said, share, low, high = _columns(bins, "p_male", "share", "low", "high")
+        ax.vlines(said, low, high, color="grey", lw=4, alpha=0.4, label="a perfect model")
+        ax.plot(said, share, "o", color="tab:blue", ms=4, label="calibrated" if "raw" in bins[0] else "as it is")
         ax.set(title=name, xlim=(0, 1), ylim=(-0.03, 1.03))
         ax.grid(alpha=0.3)
-    axes[0].legend(fontsize=9)
+    axes[0].legend(fontsize=8)
     figure.supxlabel("p(male) that the model says")
     figure.supylabel("share of men")
     return figure
@@ -130,7 +130,10 @@ def coverage_figure(sets: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "Figur
     ax = figure.subplots()
     for name, (covered, wrong) in sets.items():
         ax.plot(covered, 1 - wrong, label=name, **_style(name))
-    ax.set(xlabel="coverage: share of the pictures that is answered, the surest first", ylabel="accuracy on them")
+    ax.set(
+        xlabel="coverage: share of the pictures that is answered, the surest first",
+        ylabel="accuracy on them, classes weighted",
+    )
     ax.set(xlim=(0, 1), ylim=(None, 1.003))
     ax.grid(alpha=0.3)
     ax.legend(fontsize=9, loc="lower left")

@@ -2,8 +2,9 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from copy import deepcopy
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from gender_cls import CLASSES
+from gender_cls import CLASSES, calibration
 from gender_cls.answers import logits_of
-from gender_cls.datamodule import FaceDataModule
+from gender_cls.datamodule import DrawSampler, FaceDataModule
 from gender_cls.degrade import DEGRADATIONS
 from gender_cls.errors import UserError
 from gender_cls.features import Extractor
 from gender_cls.module import GenderModule
 from gender_cls.network import FEATURES
 from gender_cls.people import fold_people, some_people
+from gender_cls.sources import Face
 from gender_cls.transforms import derive_seed
 from gender_cls.views import CLEAN, CONDITIONS, MIDDLE, EvaluationViews
 
@@ -31,7 +33,7 @@ class HeldOut:
     """Pictures as they are and under one degradation each, of people that a head does not know.
 
     Where there are stored features, these are training pictures: each is asked of a head that is trained without the
-    people of its fold, for as many draws as the final one, so that its logits have the same scale. Where there are
+    people of its fold, for as many steps as the final one, so that its logits have the same scale. Where there are
     none, the final head is asked about dev.
 
     Args:
@@ -42,9 +44,10 @@ class HeldOut:
         faces: N of them.
         labels: (N), 0 or 1.
         split: train or dev.
+        folds: (N), of each picture; of many pictures there are fewer than `FOLDS`, since few are asked about.
 
     Raises:
-        UserError: there are too few people.
+        UserError: there are too few people, or not one picture can be read any more.
     """
 
     def __init__(self, data: FaceDataModule, extractor: Extractor) -> None:
@@ -57,6 +60,8 @@ class HeldOut:
                 "give data.holdout=0.1, or views=8, or calibration=none"
             )
         faces = some_people(everybody, MOST_PICTURES, "calibration")
+        number = min(_least_people(faces, self.split), math.ceil(FOLDS * len(faces) / len(everybody)))
+        folds = np.array(fold_people(faces, number, seed=0))
         pictures = {face.digest.encode(): face.path for face in faces}
         degraded = {digest: _condition(digest.decode()) for digest in pictures}
         wanted = {digest: (CLEAN, condition) for digest, condition in degraded.items()}
@@ -67,27 +72,18 @@ class HeldOut:
         for condition in set(conditions.tolist()):
             places[1, conditions == condition] = self.store.find(digests[conditions == condition], condition)
         there = np.all(places >= 0, axis=0)
-        self.places = places[:, there]
+        self.places, self.folds = places[:, there], folds[there]
         self.faces = [face for face, it in zip(faces, there) if it]
         self.labels = np.array([face.label for face in self.faces], dtype=int)
-        people = min(
-            len({face.identity for face in self.faces if face.label == label}) for label in range(len(CLASSES))
-        )
-        if people < 2:
-            raise UserError(
-                f"calibration needs two people of each class in {self.split}, and there are {people} of one; "
-                "give calibration=none"
-            )
-        # of many pictures few are asked about, and then fewer heads leave out a fifth of the people at most
-        folds = min(people, math.ceil(FOLDS * len(faces) / len(everybody)))
-        self.folds = np.array(fold_people(self.faces, folds, seed=0))
+        if len(set(self.labels.tolist())) < len(CLASSES):
+            raise UserError(f"hardly a picture of {self.split} can be read any more; are the files still there?")
 
-    def logits(self, module: GenderModule, epochs: int) -> torch.Tensor:
+    def logits(self, module: GenderModule, steps: int) -> torch.Tensor:
         """Ask.
 
         Args:
             module: With the final head, and all else that heads are trained with.
-            epochs: That the final head was trained for.
+            steps: That the final head was trained for.
 
         Returns:
             (2, N): clean and degraded.
@@ -101,43 +97,103 @@ class HeldOut:
         found = torch.empty(self.places.shape)
         number = int(self.folds.max()) + 1
         wait = 0.1 if sys.stderr.isatty() else 30  # a line now and then in a log
-        with tqdm(
-            total=number * epochs, desc="calibration", unit="epoch", mininterval=wait, delay=wait, leave=False
-        ) as bar:
+        bar = tqdm(total=number * steps, desc="calibration", unit="step", mininterval=wait, delay=wait, leave=False)
+        with bar:
             for fold in range(number):
                 asked = self.folds == fold
-                head = self._train(module, epochs, fold, bar)
+                left_out = {face.identity for face, it in zip(self.faces, asked) if it}
+                kept = np.array([face.identity not in left_out for face in self.data.faces.splits["train"]])
+                seed = derive_seed("fold", self.data.sampler.seed, fold)
+                with torch.random.fork_rng(devices=[]):
+                    torch.default_generator.manual_seed(seed)
+                    head = nn.Linear(FEATURES, 1)
+                train_head(head, self.data, self.data.make_sampler(kept, seed), module, steps, bar)
                 for row, places in zip(found, self.places):
                     row[asked] = logits_of(head, self.store, places[asked])
         if not found.isfinite().all():
-            raise UserError("heads of the calibration diverged; lower model.optimizer.lr, or give calibration=none")
+            raise UserError(
+                "heads of the calibration diverged; lower model.optimizer.lr, or go on from the run's last.ckpt "
+                "with calibration=none"
+            )
         return found
 
-    def _train(self, module: GenderModule, epochs: int, fold: int, bar: Any) -> nn.Linear:
-        """A head as Lightning trains the final one, of everybody but the people of a fold."""
-        left_out = {face.identity for face, number in zip(self.faces, self.folds) if number == fold}
-        kept = np.array([face.identity not in left_out for face in self.data.faces.splits["train"]])
-        seed = derive_seed("fold", self.data.sampler.seed, fold)
-        sampler = self.data.make_sampler(kept, seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            head = nn.Linear(FEATURES, 1)
-        optimizer = module.optimizer(head.parameters())
-        scheduler = module.scheduler(optimizer) if module.scheduler else None
-        for epoch in range(epochs):
-            sampler.set_epoch(epoch)
-            draws = iter(sampler)
-            while keys := list(islice(draws, self.data.batch_size)):
-                features, labels, _ = self.data.features["train"].__getitems__(keys)
-                if len(labels):
-                    optimizer.zero_grad()
-                    loss = module.loss(head(features).squeeze(1), labels)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-            if scheduler:
-                scheduler.step()
-            bar.update()
-        return head
+
+def train_head(
+    head: nn.Linear, data: FaceDataModule, sampler: DrawSampler, module: GenderModule, steps: int, bar: Any
+) -> None:
+    """Train a head on stored features as Lightning trains that of the module."""
+    optimizer = module.optimizer(head.parameters())
+    scheduler = module.scheduler(optimizer) if module.scheduler else None
+    done, before = 0, -1
+    for epoch in count():
+        if done == before:  # not one picture could be read
+            return
+        before = done
+        sampler.set_epoch(epoch)
+        draws = iter(sampler)
+        while keys := list(islice(draws, data.batch_size)):
+            if done == steps:
+                return
+            features, labels, _ = data.features["train"].__getitems__(keys)
+            if len(labels):
+                optimizer.zero_grad()
+                loss = module.loss(head(features).squeeze(1), labels)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                done += 1
+                bar.update()
+        if scheduler:
+            scheduler.step()
+
+
+def calibrate(held_out: HeldOut, module: GenderModule, steps: int, prior: float | str) -> dict[str, Any]:
+    """Fit slope and bias, and fold them into the head of a module.
+
+    Args:
+        held_out: That they are fitted on.
+        module: After its training.
+        steps: Of that.
+        prior: Share of men to answer for, in (0, 1), or `train`: that of the training pictures.
+
+    Returns:
+        What a model's JSON says of it: prior, slope and bias; what they were fitted on; and, clean and degraded, the
+        figures there of the raw logits, moved by the prior's log-odds, and of the calibrated ones.
+
+    Raises:
+        UserError: a head's values are no longer finite.
+    """
+    counts = held_out.data.class_counts
+    share = counts[1] / sum(counts) if prior == "train" else float(prior)
+    logits = held_out.logits(module, steps)
+    slope, bias = calibration.fit(logits, held_out.labels)
+    bias += calibration.log_odds(share)
+    calibration.fold(module.network.head, slope, bias)
+    asked = {"pictures": len(held_out.faces), "people": len({face.identity for face in held_out.faces})}
+    of_conditions = {
+        name: {
+            "raw": calibration.figures(row + calibration.log_odds(share), held_out.labels, share),
+            "calibrated": calibration.figures(slope * row + bias, held_out.labels, share),
+        }
+        for name, row in zip(("clean", "degraded"), logits)
+    }
+    return {"prior": share, "slope": slope, "bias": bias, "split": held_out.split, **asked, **of_conditions}
+
+
+def _least_people(faces: Sequence[Face], split: str) -> int:
+    """People of the class that has the fewest.
+
+    Raises:
+        UserError: they are too few for folds, or of dev none.
+    """
+    people = [len({face.identity for face in faces if face.label == label}) for label in range(len(CLASSES))]
+    needed = 2 if split == "train" else 1
+    if min(people) < needed:
+        label = CLASSES[people.index(min(people))]
+        raise UserError(
+            f"calibration needs {needed} {label} people in {split} or more, and there are {min(people)}; "
+            "give calibration=none"
+        )
+    return min(people)
 
 
 def _condition(digest: str) -> int:

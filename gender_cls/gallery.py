@@ -59,14 +59,12 @@ def _probabilities(answers: Answers, numbers: Numbers) -> Pictures:
         return {}
     prior = calibration["prior"]
     curves = {name: coverage(answers.logits[number], answers.labels, prior)[:2] for name, number in ASKED.items()}
-    raw = calibration["raw"]
-    bins = {name: (calibration["model"][name]["bins"], raw[name]["bins"] if raw else []) for name in ASKED}
     weighted = f"classes weighted to a share of men of {prior:.2g}"
     return {
         "reliability": (
-            draw.reliability_figure(bins),
+            draw.reliability_figure(calibration["bins"]),
             f"What the model says and what is so, {AT}: share of men among pictures of about the same p(male), in bins "
-            f"of equal mass, {weighted}; bars are 95 % intervals",
+            f"of equal mass, {weighted}; in the grey bars lie 95 % of the shares of a perfect model",
         ),
         "coverage": (draw.coverage_figure(curves), f"Accuracy where only the surest are answered, {AT}, {weighted}"),
     }

@@ -64,34 +64,32 @@ def _divide(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.divide(one, other, out=np.zeros(one.shape), where=other > 0)
 
 
-def resample(cells: np.ndarray, labels: np.ndarray, identities: Sequence[str], number: int = 2) -> np.ndarray:
+def resample(answers: np.ndarray, labels: np.ndarray, identities: Sequence[str]) -> np.ndarray:
     """Bootstrap that draws people, with all their pictures in all sets, not pictures.
 
     Pictures of one person are not independent, so drawing pictures would give too narrow an interval (Field and
     Welsh, 2007, "Bootstrapping clustered data"). The sets share the draws, so differences between them are paired.
 
     Args:
-        cells: (S, N), where each picture is counted in each of S sets: its answer, 0 or 1, or a bin.
+        answers: (S, N), 0 or 1, in each of S sets.
         labels: (N), 0 or 1.
         identities: (N), who it is.
-        number: Of cells.
 
     Returns:
-        Counts, (RESAMPLES, S, 2, number): rows are labels. Of answers they are confusion counts.
+        Confusion counts, (RESAMPLES, S, 2, 2).
     """
     _, person = np.unique(np.asarray(identities), return_inverse=True)
-    people, sets = int(person.max()) + 1, len(cells)
-    # whole numbers below 2**24, which a fast product keeps
-    of_person = np.zeros((people, sets * 2 * number), np.float32)
-    for place, row in enumerate(cells):
-        np.add.at(of_person, (person, number * (2 * place + labels.astype(int)) + row.astype(int)), 1)
+    people, sets = int(person.max()) + 1, len(answers)
+    of_person = np.zeros((people, sets * 4), np.float32)  # whole numbers below 2**24, which a fast product keeps
+    for number, row in enumerate(answers):
+        np.add.at(of_person, (person, 4 * number + 2 * labels.astype(int) + row.astype(int)), 1)
     kinds, number_of = np.unique(of_person, axis=0, return_counts=True)  # people with equal counts are drawn as one
     generator = np.random.default_rng(0)
     drawn = [  # a few at a time: for many people the draws are large
         generator.multinomial(people, number_of / people, size=RESAMPLES // 100).astype(np.float32) @ kinds
         for _ in range(100)
     ]
-    return np.concatenate(drawn).reshape(RESAMPLES, sets, 2, number)
+    return np.concatenate(drawn).reshape(RESAMPLES, sets, 2, 2)
 
 
 class Evaluation:

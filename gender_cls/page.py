@@ -1,5 +1,6 @@
 """report.html: one file with its pictures in it, readable on a phone."""
 
+import math
 import warnings
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ TITLE = "Where the model breaks"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 0 auto; padding: 1rem; color: #222 }
 h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem; white-space: nowrap }
+.wide { overflow-x: auto; margin-bottom: 1rem }
+table { border-collapse: collapse; font-size: .85rem; white-space: nowrap }
 th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
 .figures { columns: 2 24rem } figure { margin: 0 0 1.5rem; break-inside: avoid }
@@ -34,11 +36,11 @@ Cell = str | int | float | None
 COLUMNS = ("f1_macro", "f1_female", "f1_male", "recall_female", "recall_male")
 CALIBRATION = {
     "error": "calibration error",
-    "error_corrected": "less luck",
+    "error_corrected": "less noise",
     "slope": "slope",
     "intercept": "intercept",
     "brier": "Brier score",
-    "nll": "log-loss",
+    "nll": "NLL",
 }
 TITLES = ("macro-F1", "F1 female", "F1 male", "recall female", "recall male")
 
@@ -127,28 +129,38 @@ def _slices(about: str, slices: Sequence[Numbers]) -> str:
 def _calibration(about: str, numbers: Numbers) -> list[str]:
     prior, model, raw = numbers["prior"], numbers["model"], numbers["raw"]
     of_whom = f"{about}; classes weighted to a share of men of {prior:.2g}"
-    clean, left, mean = model["clean"]["error"], model["clean"]["error_corrected"], model["mean of the seven"]
+    clean, left, mean = model["clean"]["error"], model["clean"]["error_corrected"], model["mean_of_seven"]
     was = f" (the raw head: {raw['clean']['error_corrected']:.3f})" if raw else ""
     words = (
         f"{'The model is calibrated' if raw else 'The model is not calibrated: its confidence is a score'}. Among "
-        f"pictures of about the same p(male), the share of men differs from it by {clean:.3f} on average, clean. Luck "
+        f"pictures of about the same p(male), the share of men differs from it by {clean:.3f} on average, clean. Noise "
         f"alone gives a perfect model {clean - left:.3f} on so many pictures; less that, {left:.3f} is left{was}, and "
-        f"{mean['error_corrected']:.3f} as the mean of the seven degradations. Slope and intercept are what a refit on "
-        "these pictures would still do to the logit: a slope below 1 means too sure, above 1 not sure enough; an "
-        "intercept above 0 means that female is said too often, below 0 male. All this holds for a share of men of "
-        f"{prior:.2g} among the pictures{'; predict.py prior=... answers for another' if raw else ''}."
+        f"{mean['error_corrected']:.3f} as the mean of the seven degradations; below 0 is as good as 0. Slope and "
+        "intercept are what a refit on these pictures would still do to the logit: a slope below 1 means too sure, "
+        "above 1 not sure enough; an intercept above 0 means that female is said too often, below 0 male. Brier score "
+        "and NLL (negative log-likelihood) judge confidence and ranking together; less is better. All this "
+        f"holds for a share of men of {prior:.2g} among the pictures"
+        f"{'; predict.py prior=... answers for another' if raw else ''}."
     )
     parts = [_paragraph(words)]
-    for title, sets in (("calibrated" if raw else "as it is", model), ("raw head, before calibration", raw)):
+    for title, sets in (
+        ("calibrated" if raw else "the model as it is", model),
+        ("raw head, before calibration, moved to that share", raw),
+    ):
         if sets:
-            rows = [[name, *(values[key] for key in CALIBRATION)] for name, values in sets.items()]
+            rows = [
+                ["mean of the seven" if name == "mean_of_seven" else name, *(values[key] for key in CALIBRATION)]
+                for name, values in sets.items()
+            ]
             parts.append(_table(f"{title}; {of_whom}", ("", *CALIBRATION.values()), rows))
     return [*parts, *_coverage(of_whom, numbers["coverage"])]
 
 
 def _coverage(of_whom: str, coverages: Mapping[str, Sequence[Numbers]]) -> list[str]:
     def cell(row: Numbers) -> str:
-        return f"{row['coverage']:.0%}" + (f" (sure={100 * row['confidence']:.1f})" if row["confidence"] else "")
+        return f"{row['coverage']:.0%}" + (
+            f" (sure={math.floor(1e4 * row['confidence']) / 100})" if row["confidence"] else ""
+        )
 
     words = (
         "If only its surest answers are taken, fewer are wrong. The table says which share of the pictures can be "

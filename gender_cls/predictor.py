@@ -59,6 +59,7 @@ class Predictor:
         prior: Share of men, in (0, 1), to answer for in the place of the one that the model is calibrated to.
 
     Attributes:
+        note: What to beware of, to be said after the model's name.
         calibration: The model's `prior`, and `slope` and `bias` of its raw head's logit; None if it is not calibrated.
 
     Raises:
@@ -83,12 +84,17 @@ class Predictor:
             self.facts, self.preprocessing, self.calibration = _read_facts(file)
         if prior is not None:
             if not 0 < prior < 1:
-                raise UserError(f"prior={prior}: give a share of men above 0 and below 1")
+                raise UserError(f"prior={prior}: give a share of men above 0 and below 1, such as 0.8")
             if self.calibration is None:
                 raise UserError(
-                    f"prior={prior} needs a calibrated model, and {source} is none; train with calibration=platt"
+                    f"prior={prior} needs a calibrated model, and {source} is none; train one, not in a sweep"
                 )
             fold(self.network.head, 1.0, log_odds(prior) - log_odds(self.calibration["prior"]))
+        self.note = ASSUMED if self.assumed_preprocessing else ""
+        if self.calibration:
+            self.note += f", calibrated for a share of men of {prior or self.calibration['prior']:.2g}"
+        else:
+            self.note += ", not calibrated: its confidence is a score"
 
     def predict(self, paths: Iterable[str]) -> Iterator[Prediction]:
         """Answer for each file in order; one that is no picture gets its error."""

@@ -37,7 +37,7 @@ from gender_cls.features import Extractor
 from gender_cls.gallery import draw_all
 from gender_cls.page import render, to_png
 from gender_cls.people import IDENTITY
-from gender_cls.predictor import ASSUMED, Predictor, newest_model
+from gender_cls.predictor import Predictor, newest_model
 from gender_cls.reliability import measure_calibration
 from gender_cls.sources import UNSPLIT, folder, manifest
 from gender_cls.tables import degraded_report, describe_data
@@ -144,7 +144,7 @@ def main(words: list[str]) -> int:
         raise UserError(f"give either data.root=DIR or data.csv=FILE; see {COMMAND} --help")
     model = Path(given.get("model") or newest_model())
     predictor = Predictor(model)
-    print(f"model: {model}{ASSUMED if predictor.assumed_preprocessing else ''}")
+    print(f"model: {model}{predictor.note}")
     how = {**USUAL, **predictor.facts.get("report", {})}
     without = given.get("data.without", how["without"])
     without = None if without == "null" else without

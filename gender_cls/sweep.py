@@ -44,8 +44,11 @@ class SweepTable(Callback):
         ]
         print(f"\n{table(list(rows[0]), [list(row.values()) for row in shown])}\n{sweep / 'sweep.csv'}")
         best = sweep / rows[0]["job"]
-        if not rows[0]["error"] and not (best / MODEL_NAME).exists():
-            print(f"the best job again, with its model and pictures:\npython train.py {rows[0]['overrides']}")
+        if not rows[0]["error"] and (config.calibration.prior is not None or not (best / MODEL_NAME).exists()):
+            calibrated = ", calibrated" if config.calibration.prior is not None else ""
+            print(
+                f"the best job again, with its model and pictures{calibrated}:\npython train.py {rows[0]['overrides']}"
+            )
         if any("val" in str(row["ranked by"]) for row in rows):
             print("note: ranked on val, the split that is reported: the best row flatters; data.holdout=0.1 avoids it")
         failed = sum(bool(row["error"]) for row in rows)

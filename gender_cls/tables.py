@@ -1,11 +1,13 @@
 """What a person reads in the terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gender_cls import CLASSES
+from gender_cls.calibration import LEAST_SLOPE
 from gender_cls.checks import FaceSet
 from gender_cls.metrics import RESAMPLES
 from gender_cls.views import MIDDLE
@@ -60,6 +62,18 @@ def classification_report(split: str, figures: Mapping[str, Any]) -> str:
     )
 
 
+def balance_note(n_female: int, n_male: int) -> str:
+    """What a balanced sampler and the class weight do together to a confidence that is not calibrated."""
+    sampler, weight = -math.log(n_male / n_female), math.log((n_female + n_male) / (2 * n_male))
+    both = sampler + weight
+    label, share = ("female", 1 / (1 + math.exp(both))) if both < 0 else ("male", 1 / (1 + math.exp(-both)))
+    return (
+        f"note: the sampler moves the logit by {sampler:+.2f} and the class weight by {weight:+.2f}: against the "
+        f"mixture of these pictures {abs(both):.2f} towards {label}, so that an even chance is called {label} with "
+        f"{share:.0%}; calibration=platt makes the confidence a probability"
+    )
+
+
 def calibration_report(calibration: Mapping[str, Any]) -> str:
     """How far off the probabilities are with and without calibration, on what it was fitted on."""
     names = {"error": "error", "error_corrected": "less noise", "slope": "slope", "intercept": "intercept"}
@@ -68,11 +82,14 @@ def calibration_report(calibration: Mapping[str, Any]) -> str:
         for condition in ("clean", "degraded")
         for what in ("raw", "calibrated")
     ]
+    blind = calibration["slope"] < 2 * LEAST_SLOPE
+    note = "\nnote: on these the head does no better than chance, so every answer comes out near even" if blind else ""
     where = "train, out of fold" if calibration["split"] == "train" else calibration["split"]
     return (
         f"{table(('calibration', *names.values()), rows)}\n"
         f"p(male) at a share of men of {calibration['prior']:.2g}; {calibration['pictures']} pictures of "
-        f"{calibration['people']} people ({where}); slope 1 and intercept 0 leave nothing to correct"
+        f"{calibration['people']} people ({where}), which slope and bias are fitted on; degraded: one kind each, "
+        f"severity {MIDDLE}{note}"
     )
 
 

@@ -18,7 +18,10 @@ CLEAN = 0  # the number of the evaluation view in which nothing is degraded
 DEGRADATIONS_HASH = hashlib.blake2b(repr((CONSTANTS, LARGEST, STREAKS)).encode(), digest_size=8).hexdigest()
 MIDDLE = 3  # the severity that stands for a degradation
 CONDITIONS = [("clean", 0)] + [(name, severity) for name in DEGRADATIONS for severity in SEVERITIES]
-ASKED = {"clean": CLEAN, **{name: CONDITIONS.index((name, MIDDLE)) for name in DEGRADATIONS}}  # what is mostly told
+ASKED = {
+    "clean": CLEAN,
+    **{name: CONDITIONS.index((name, MIDDLE)) for name in DEGRADATIONS},
+}  # what most tables tell of
 
 
 class Views(Protocol):

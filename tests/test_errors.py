@@ -193,13 +193,20 @@ def test_a_checkpoint_of_another_backbone(train: Run, fails: Fails, backbone_fil
 
 
 @pytest.mark.parametrize(
-    "word", ["data.split_seed=1", "data.batch_size=4", "seed=1", "model.optimizer._target_=torch.optim.SGD"]
+    "word",
+    [
+        "data.split_seed=1",
+        "data.batch_size=4",
+        "seed=1",
+        "model.optimizer._target_=torch.optim.SGD",
+        "model.optimizer.lr=0.5",
+    ],
 )
 def test_a_checkpoint_of_other_settings(word: str, train: Run, fails: Fails) -> None:
     """Else held-out people would be trained on, or the order would be another one."""
     run = train("trainer.max_epochs=1")
     line = fails(train, f"ckpt_path={run}/last.ckpt", "trainer.max_epochs=2", word)
-    assert f"trained with another {word.split('=')[0].removesuffix('._target_')}" in line
+    assert f"trained with another {word.split('=')[0].removesuffix('._target_').removesuffix('.lr')}" in line
 
 
 def test_a_checkpoint_that_is_trained_for_longer(train: Run, fails: Fails) -> None:
