@@ -93,11 +93,7 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     words = HydraConfig.get().overrides.task
     calibrating = cfg.calibration.prior is not None
     if not in_sweep or HydraConfig.get().job.num == 0:
-        print(tables.describe_data(data.faces))
-        if not calibrating and cfg.data.balanced_sampler and cfg.model.class_weight:
-            print(tables.balance_note(*data.class_counts))
-        if in_sweep and calibrating:
-            print("the jobs of a sweep keep their raw heads; the best one again is calibrated")
+        introduce(cfg, data, calibrating, in_sweep)
     short = in_sweep and cfg.views > 0  # the best head is had again in seconds, so only figures are written
     trainer = make_trainer(cfg, run_dir, checkpoints=not short)
     extractor = make_extractor(cfg, network, trainer)
@@ -136,6 +132,15 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
             report_in_full(cfg, run_dir, network, data, trainer, extractor, calibrated)
     dashboard.show_figures(trainer, hyper_parameters(cfg), figures)
     return float(objective["value"])
+
+
+def introduce(cfg: DictConfig, data: FaceDataModule, calibrating: bool, in_sweep: bool) -> None:
+    """Say what there is, and what the confidence will be."""
+    print(tables.describe_data(data.faces))
+    if not calibrating and cfg.data.balanced_sampler and cfg.model.class_weight:
+        print(tables.balance_note(*data.class_counts))
+    if calibrating and in_sweep:
+        print("the jobs of a sweep keep their raw heads; the best one again is calibrated")
 
 
 def save(cfg: DictConfig, run_dir: Path, network: GenderNet, data: FaceDataModule, about: dict[str, Any]) -> None:
