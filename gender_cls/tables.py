@@ -77,11 +77,11 @@ def balance_note(n_female: int, n_male: int) -> str:
 def calibration_report(calibration: Mapping[str, Any]) -> str:
     """How far off the probabilities are with and without calibration, on what it was fitted on."""
     names = {"error": "error", "error_corrected": "less noise", "slope": "slope", "intercept": "intercept"}
-    rows = [
-        [f"{what}, {condition}", *(calibration[condition][what][name] for name in names)]
-        for condition in ("clean", "degraded")
-        for what in ("raw", "calibrated")
-    ]
+    rows: list[list[object]] = []
+    for condition in ("clean", "degraded"):
+        for what in ("raw", "calibrated"):
+            found = calibration[condition][what]
+            rows.append([f"{what}, {condition}", *("" if found[name] is None else found[name] for name in names)])
     blind = calibration["slope"] < 2 * LEAST_SLOPE
     note = "\nnote: on these the head does no better than chance, so every answer comes out near even" if blind else ""
     where = "train, out of fold" if calibration["split"] == "train" else calibration["split"]
