@@ -3,37 +3,46 @@
   python predict.py img=photo.jpg
   python predict.py img=photo.jpg img="other photo (1).jpg"     several files; quote what the shell would split
   python predict.py img=folder                                  every picture below the folder
-  python predict.py img=folder out=predictions.csv              path, label, confidence, p_male and error as a table
+  python predict.py img='photos/**/*.jpg' img=@list.txt         a pattern; a list, a path a line or a CSV with path
+  find . -name '*.jpg' -print0 | python predict.py img=-        a list from standard input
+  python predict.py img=folder out=predictions.csv              a table, also .jsonl and .parquet
   python predict.py img=folder sure=90 prior=0.8                unsure below 90 %; four of five pictures show men
+  python predict.py img=photo.jpg model=model.onnx              without torch; see python -m gender_cls.export --help
 
 A line for each picture: its path, the label, and the model's confidence in it in % (50 to 100). Of a calibrated model
 that is the share of such answers that are right, where the share of men among the pictures is the one that the line
 "model:" names. What follows the first = is taken as it stands, with brackets, commas or further = in it.
 
 keys:
-  img=PATH    a picture or a folder; may be given several times
-  model=FILE  a Binary_Classification_model.pth; by default the newest one below runs/
-  out=FILE    also write a CSV table
-  sure=90     say unsure where the confidence is below so many %, from 50 to 100 (default: always answer)
-  prior=0.8   answer for pictures of which 80 % show men (default: what the model is calibrated to, usually 0.5)
+  img=PATH        a picture, a folder, a pattern, @LIST or -; may be given several times
+  model=FILE      a Binary_Classification_model.pth, or .safetensors or .onnx; default: the newest .pth below runs/
+  out=FILE        write a table with path, label, confidence, p_male and error instead of lines; rows are kept beside
+                  it as they come, so that a killed run goes on where it was
+  montage=FILE    also draw the first 60 pictures with their answers, as PNG
+  sure=90         say unsure where the confidence is below so many %, from 50 to 100 (default: always answer)
+  prior=0.8       answer for pictures of which 80 % show men (default: what the model is calibrated to, usually 0.5)
+  precision=fp32  also for many pictures (default: auto, bf16 for 64 or more where the processor computes with it)
 
 The exit code is 0 if every picture got an answer, else 1.
 """
 
-import csv
 import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from gender_cls.errors import UserError
-from gender_cls.images import list_pictures
-from gender_cls.predictor import Prediction, Predictor, newest_model
-from gender_cls.words import read_words, run_command
+from gender_cls.inputs import expand
+from gender_cls.journal import Journal, Row
+from gender_cls.predictor import CHUNK, Prediction, Predictor, newest_model
+from gender_cls.words import printable, read_words, run_command
 
-COLUMNS = ("path", "label", "confidence", "p_male", "error")
+KEYS = ("img", "model", "out", "montage", "sure", "prior", "precision")
+SHOWN = 60  # pictures in a montage
 
 
 def main(words: list[str]) -> int:
@@ -41,50 +50,42 @@ def main(words: list[str]) -> int:
     if not words or "-h" in words or "--help" in words:
         print(__doc__)
         return 0
-    options = read_words(words, ("img", "model", "out", "sure", "prior"), ("img",), "python predict.py")
-    if not options["img"]:
+    read = read_words(words, KEYS, ("img",), "python predict.py")
+    options = {key: values[0] for key, values in read.items() if values}
+    if "img" not in options:
         raise UserError("no picture is named; give img=PATH, see python predict.py --help")
-    paths = [path for given in options["img"] for path in expand(given)]
-    model = options["model"][-1] if options["model"] else newest_model()
-    sure, prior = (number(options[key], key) for key in ("sure", "prior"))
+    paths = [path for given in read["img"] for path in expand(given)]
+    sure, prior = (number(options, key) for key in ("sure", "prior"))
     if sure is not None and not 50 <= sure <= 100:
-        raise UserError(f"sure={options['sure'][-1]}: give % from 50 to 100")
-    predictor = Predictor(model, prior)
-    print(f"model: {model}{predictor.note}", file=sys.stderr)
-    answers = predictor.predict(paths)
-    if options["out"]:
-        answers = written(answers, Path(options["out"][-1]), sure or 0)
-    failed = 0
-    for answer in answers:
-        failed += bool(answer.error)
-        show(answer, sure or 0)
-    return 1 if failed else 0
+        raise UserError(f"sure={options['sure']}: give % from 50 to 100")
+    model = options.get("model") or newest_model()
+    predictor = Predictor(model, prior, options.get("precision", "auto"))
+    print(f"model: {printable(model)}{predictor.note}", file=sys.stderr)
+    started = time.monotonic()
+    if "out" in options:
+        how = repr((prior, sure, options.get("precision", "auto"))).encode()
+        journal = Journal(Path(options["out"]), Path(model).read_bytes() + how, paths, CHUNK)
+        labels = to_table(predictor, paths, journal, sure or 0)
+    else:
+        labels = to_lines(predictor.predict(paths), sure or 0)
+    if len(paths) > 1:
+        counts = ", ".join(f"{count} {label or 'failed'}" for label, count in sorted(labels.items(), reverse=True))
+        print(f"{len(paths)} pictures in {time.monotonic() - started:.1f} s: {counts}", file=sys.stderr)
+    if "montage" in options:
+        draw(Path(options["montage"]), predictor, paths[:SHOWN], sure or 0)
+    return 1 if labels[""] else 0
 
 
-def number(given: list[str], key: str) -> float | None:
+def number(options: dict[str, str], key: str) -> float | None:
     """The number that was given, if one was.
 
     Raises:
         UserError: it is none.
     """
     try:
-        return float(given[-1]) if given else None
+        return float(options[key]) if key in options else None
     except ValueError:
-        raise UserError(f"{key}={given[-1]} is no number; see python predict.py --help") from None
-
-
-def expand(given: str) -> list[str]:
-    """The pictures of a folder, or the path itself.
-
-    Raises:
-        UserError: a folder without pictures.
-    """
-    if not os.path.isdir(given):
-        return [given]
-    paths = list_pictures(given)
-    if not paths:
-        raise UserError(f"img={given} holds no file whose name ends like a picture's; name the file itself")
-    return paths
+        raise UserError(f"{key}={options[key]} is no number; see python predict.py --help") from None
 
 
 def label(answer: Prediction, sure: float) -> str:
@@ -97,43 +98,74 @@ def rounded_down(percent: float | None, digits: int) -> str:
     return f"{math.floor((percent or 0) * 10**digits + 1e-9) / 10**digits:.{digits}f}"
 
 
-def show(answer: Prediction, sure: float) -> None:
-    """One line: on standard output, or on standard error for a file without an answer."""
-    if answer.error:
-        print(f"{answer.path}  error: {answer.error}", file=sys.stderr)
-    else:
-        said, share = label(answer, sure), f"{rounded_down(answer.confidence, 1)} %"
-        print(
-            f"{answer.path}  {said}  ({answer.label} {share})"
-            if said == "unsure"
-            else f"{answer.path}  {said}  {share}"
-        )
+def line(answer: Prediction, sure: float) -> str:
+    """Label and confidence."""
+    said, share = label(answer, sure), f"{rounded_down(answer.confidence, 1)} %"
+    return f"{said}  ({answer.label} {share})" if said == "unsure" else f"{said}  {share}"
 
 
-def written(answers: Iterator[Prediction], out: Path, sure: float) -> Iterator[Prediction]:
-    """Pass the answers on and write them to a CSV table, which appears when it is whole.
+def to_lines(answers: Iterator[Prediction], sure: float) -> Counter[str]:
+    """A line each: on standard output, or on standard error for a file without an answer. Returns labels counted."""
+    labels: Counter[str] = Counter()
+    for answer in answers:
+        labels[label(answer, sure)] += 1
+        if answer.error:
+            print(f"{printable(answer.path)}  error: {printable(answer.error)}", file=sys.stderr)
+        else:
+            print(f"{printable(answer.path)}  {line(answer, sure)}")
+    return labels
+
+
+def to_table(predictor: Predictor, paths: Sequence[str], journal: Journal, sure: float) -> Counter[str]:
+    """A row each, after those that an earlier run has left. Returns labels counted."""
+    from tqdm import tqdm
+
+    def row(answer: Prediction) -> Row:
+        numbers = ("", "") if answer.error else (rounded_down(answer.confidence, 2), f"{answer.p_male:.6f}")
+        return (answer.path, label(answer, sure), *numbers, answer.error)
+
+    done = len(journal)
+    if done:
+        print(f"going on after {done} rows of an earlier run", file=sys.stderr)
+    answers = predictor.predict(paths[done:], total=len(paths))
+    try:
+        with tqdm(total=len(paths), initial=done, unit="picture", disable=None, leave=False) as bar:
+            while some := list(islice(answers, CHUNK)):
+                journal.write(map(row, some))
+                bar.update(len(some))
+                for answer in some:
+                    if answer.error:
+                        bar.write(f"{printable(answer.path)}  error: {printable(answer.error)}", file=sys.stderr)
+        journal.finish()
+    finally:
+        journal.discard()
+    return journal.labels
+
+
+def draw(file: Path, predictor: Predictor, paths: Sequence[str], sure: float) -> None:
+    """Pictures with their answers as one.
 
     Raises:
-        UserError: the table can't be written.
+        UserError: the file can't be written.
     """
-    if out.is_dir():
-        raise UserError(f"out={out}: is a directory; give a file that can be written")
-    unfinished = out.with_name(f"{out.name}.part-{os.getpid()}")
+    from gender_cls.figures import sheet_figure
+    from gender_cls.images import PictureError, load_rgb
+    from gender_cls.page import to_png
+
+    tiles = []
+    for answer in predictor.predict(paths):
+        try:
+            picture = load_rgb(answer.path)
+            picture.thumbnail((256, 256))
+            tiles.append((picture, f"{printable(os.path.basename(answer.path))}\n{line(answer, sure)}"))
+        except PictureError:
+            continue  # it has its error already
+    unfinished = file.with_name(f"{file.name}.part")
     try:
-        with open(unfinished, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = csv.writer(file)
-            table.writerow(COLUMNS)
-            for answer in answers:
-                numbers = ("", "") if answer.error else (rounded_down(answer.confidence, 2), f"{answer.p_male:.6f}")
-                table.writerow((answer.path, label(answer, sure), *numbers, answer.error))
-                yield answer
-        os.replace(unfinished, out)
+        unfinished.write_bytes(to_png(sheet_figure(tiles)))
+        os.replace(unfinished, file)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"out={out}: {reason}; give a file that can be written") from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
+        raise UserError(f"montage={file}: {(error.strerror or str(error)).lower()}") from error
 
 
 if __name__ == "__main__":

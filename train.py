@@ -29,11 +29,12 @@ from gender_cls.answers import ask, check_pattern
 from gender_cls.checks import check
 from gender_cls.datamodule import FaceDataModule
 from gender_cls.errors import UserError
-from gender_cls.export import MODEL_NAME, save_model, write_json
+from gender_cls.export import save_model, write_json
 from gender_cls.features import Extractor
 from gender_cls.folds import HeldOut, calibrate
 from gender_cls.module import GenderModule, check_checkpoint
 from gender_cls.network import GenderNet
+from gender_cls.predictor import MODEL_NAME
 from gender_cls.sources import Splits
 from gender_cls.sweep import ERROR_FILE
 from gender_cls.transforms import Preprocessing

@@ -21,11 +21,10 @@ from gender_cls import cache_folder
 from gender_cls.answers import Answers, ask
 from gender_cls.checks import check
 from gender_cls.degrade import DEGRADATIONS
-from gender_cls.export import MODEL_NAME
 from gender_cls.features import Extractor
 from gender_cls.metrics import auroc, class_scores, confusion, resample
 from gender_cls.people import IDENTITY
-from gender_cls.predictor import Predictor
+from gender_cls.predictor import MODEL_NAME, Predictor
 from gender_cls.sources import Face, folder
 from gender_cls.tables import table
 from gender_cls.views import MIDDLE

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 CLASSES = ("female", "male")  # the index is the label, as ImageFolder sorts the folders
 
@@ -9,3 +10,11 @@ CLASSES = ("female", "male")  # the index is the label, as ImageFolder sorts the
 def cache_folder() -> Path:
     """Where things are kept that can be computed again: `$XDG_CACHE_HOME/gender_cls`, or below `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gender_cls"
+
+
+def __getattr__(name: str) -> Any:  # `from gender_cls import Predictor`, and nothing heavy before
+    if name == "Predictor":
+        from gender_cls.predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,6 +17,7 @@ from gender_cls import CLASSES
 from gender_cls.degrade import DEGRADATIONS, SEVERITIES
 from gender_cls.errors import UserError
 from gender_cls.features import Extractor
+from gender_cls.journal import safe_cell
 from gender_cls.metrics import Evaluation
 from gender_cls.network import GenderNet
 from gender_cls.people import some_people
@@ -64,7 +65,7 @@ class Answers:
         conditions = [f"{name}_{severity}" if severity else name for name, severity in CONDITIONS]
         rows.writerow(("path", "label", "identity", "group", *conditions))
         for face, p_male in zip(self.faces, self.probabilities.T.tolist()):
-            known = (face.path, CLASSES[face.label], face.identity, face.group)
+            known = (safe_cell(face.path), CLASSES[face.label], safe_cell(face.identity), safe_cell(face.group))
             rows.writerow((*known, *(f"{p:.6f}" for p in p_male)))
         return text.getvalue()
 

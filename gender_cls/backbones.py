@@ -46,8 +46,8 @@ def torch_backbone(network: GenderNet, preprocessing: Preprocessing, precision: 
     return run
 
 
-def openvino_backbone(network: GenderNet, preprocessing: Preprocessing, precision: str) -> Backbone:
-    """The backbone compiled by OpenVINO, in bf16 or fp32, for as many threads as torch has in this process."""
+def openvino_backbone(network: GenderNet, preprocessing: Preprocessing, precision: str, streams: int = 1) -> Backbone:
+    """The backbone compiled by OpenVINO, in bf16 or fp32, for `streams` callers of as many threads as torch has."""
     import openvino
 
     side = preprocessing.size
@@ -56,12 +56,14 @@ def openvino_backbone(network: GenderNet, preprocessing: Preprocessing, precisio
     model.reshape([-1, 3, side, side])
     hints = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": streams * torch.get_num_threads(),
+        "NUM_STREAMS": streams,
         "ENABLE_CPU_PINNING": False,  # two workers would share a core
     }
     net = openvino.compile_model(model, "CPU", hints)
 
     def run(views: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(net(preprocessing.normalize(views).numpy())[0].copy())
+        request = net.create_infer_request()  # `net` itself takes one caller at a time
+        return torch.from_numpy(request.infer(preprocessing.normalize(views).numpy())[0].copy())
 
     return run

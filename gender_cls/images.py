@@ -2,12 +2,25 @@
 
 import hashlib
 import os
-from typing import IO
+from importlib.util import find_spec
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+PICTURE_ENDINGS = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".avif", ".heic", ".heif"),
+)
+MOST_PIXELS = 100_000_000  # of a picture; a small file may hold many more, and take all memory
+if find_spec("pillow_heif"):  # the extra `heic`
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+Image.MAX_IMAGE_PIXELS = None  # `load_rgb` has a limit, and says it
+
+
+Picture = Any  # str, os.PathLike, Image.Image, np.ndarray or torch.Tensor
 
 
 class PictureError(Exception):
@@ -17,6 +30,32 @@ class PictureError(Exception):
 def content_digest(content: bytes) -> str:
     """Hash of a file's content, 32 hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def as_rgb(picture: Picture) -> Image.Image:
+    """A picture of mode RGB of a file, a picture of Pillow, or an array or tensor; see `Predictor.predict`.
+
+    Raises:
+        PictureError: it is none.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return load_rgb(picture)
+    try:
+        if isinstance(picture, Image.Image):
+            return _to_rgb(ImageOps.exif_transpose(picture))
+        values = np.asarray(picture)
+        if not isinstance(picture, np.ndarray):  # a tensor has its channels first
+            values = np.moveaxis(values, 0, -1)
+        if values.dtype != np.uint8:
+            if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+                raise PictureError("holds floats that are not in 0..1")
+            values = (255 * values).round().astype(np.uint8)
+        return _to_rgb(Image.fromarray(values))
+    except PictureError:
+        raise
+    except Exception as error:  # whatever was given
+        shape = getattr(picture, "shape", "")
+        raise PictureError(f"no picture: {type(picture).__name__} {tuple(shape) if shape else ''}".rstrip()) from error
 
 
 def load_rgb(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
@@ -30,13 +69,16 @@ def load_rgb(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
         A fully decoded picture of mode RGB.
 
     Raises:
-        PictureError: the file is missing, unreadable, truncated, no picture, or larger than Pillow's limit against
-            decompression bombs.
+        PictureError: the file is missing, unreadable, truncated, no picture, or has more than `MOST_PIXELS`.
     """
     try:
         with Image.open(path) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise PictureError(f"{picture.width} x {picture.height} pixels, more than {MOST_PIXELS:,} in all")
             picture.load()
             return _to_rgb(ImageOps.exif_transpose(picture))
+    except PictureError:
+        raise
     except MemoryError:
         raise PictureError("too large for this machine's memory") from None
     except Exception as error:  # Pillow's plugins raise nearly everything on damaged files

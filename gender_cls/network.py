@@ -7,6 +7,7 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -129,7 +130,7 @@ def read_state_dict(path: str | os.PathLike[str], source: str) -> State:
     Raises:
         UserError: the file can't be read or holds something else; `source` names it.
     """
-    state = safe_load(path, source)
+    state = _safetensors(path, source) if Path(path).suffix == ".safetensors" else safe_load(path, source)
     if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise UserError(f"{source} is no plain state dict of tensors; save one with torch.save(net.state_dict(), ...)")
     return dict(state)
@@ -152,6 +153,19 @@ def safe_load(path: str | os.PathLike[str], source: str) -> object:
         ) from error
     except Exception as error:  # a damaged file makes torch.load raise nearly everything
         raise UserError(f"{source} is damaged or no file of torch.save") from error
+
+
+def _safetensors(path: str | os.PathLike[str], source: str) -> State:
+    if not find_spec("safetensors"):
+        raise UserError(f'{source} needs the extra `formats`: pip install -e ".[formats]"')
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise UserError(f"{source}: {(error.strerror or str(error)).lower()}") from error
+    except Exception as error:  # its own kind
+        raise UserError(f"{source} is damaged or no safetensors file") from error
 
 
 def _download(weights: ResNet18_Weights) -> State:

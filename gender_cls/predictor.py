@@ -1,26 +1,30 @@
-"""Predictor: picture files in, labels and probabilities out."""
+"""Predictor: pictures in, labels and probabilities out."""
 
-import json
+import math
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from PIL import Image
 
 from gender_cls import CLASSES
-from gender_cls.calibration import fold, log_odds
 from gender_cls.errors import UserError
-from gender_cls.export import MODEL_NAME
-from gender_cls.images import PictureError, load_rgb
-from gender_cls.network import GenderNet, read_state_dict
+from gender_cls.images import Picture, PictureError, as_rgb
+from gender_cls.runtimes import UNCLEAR, OnnxRuntime, Run, TorchRuntime
 from gender_cls.transforms import Preprocessing
 
-BATCH = 32
-ASSUMED = ", without its JSON: the recipe's preprocessing is assumed"
+if TYPE_CHECKING:
+    from gender_cls.network import GenderNet
+
+MODEL_NAME = "Binary_Classification_model.pth"
+FEW = 64  # fewer pictures are answered in fp32, at once
+CHUNK = 16  # pictures that a thread decodes and asks about at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Prediction:
     """The answer for one file.
 
     Attributes:
-        path: As it was given.
+        path: As it was given; empty for a picture that was given itself.
         p_male: The model's probability of male in 0..1; None where there was an error.
         error: Why there is no answer; empty where there is one.
     """
@@ -53,12 +57,21 @@ class Prediction:
 class Predictor:
     """A trained model with its preprocessing.
 
+        predictor = Predictor("Binary_Classification_model.pth")
+        for answer in predictor.predict(["photo.jpg", picture, array]):
+            print(answer.label, answer.confidence)
+
     Args:
-        model: A `Binary_Classification_model.pth`. Its preprocessing is read from the JSON of the same name beside it;
-            without one, the recipe's is assumed and `assumed_preprocessing` is true.
+        model: A `Binary_Classification_model.pth`, or a `.safetensors` or `.onnx` made of one. The preprocessing of a
+            `.pth` is read from the JSON of the same name beside it; without one, the recipe's is assumed and
+            `assumed_preprocessing` is true.
         prior: Share of men, in (0, 1), to answer for in the place of the one that the model is calibrated to.
+        precision: auto, which is fp32 for fewer than `FEW` pictures and bf16 for more where the hardware computes with
+            it (probabilities differ by less than 0.005), or fp32.
 
     Attributes:
+        preprocessing: Of the model.
+        facts: What its JSON says; empty where there is none.
         note: What to beware of, to be said after the model's name.
         calibration: The model's `prior`, and `slope` and `bias` of its raw head's logit; None if it is not calibrated.
 
@@ -67,21 +80,18 @@ class Predictor:
             given, and it is no share or the model not calibrated.
     """
 
-    def __init__(self, model: str | os.PathLike[str], prior: float | None = None) -> None:
+    def __init__(self, model: str | os.PathLike[str], prior: float | None = None, precision: str = "auto") -> None:
         source = f"model={os.fspath(model)}"
         if not os.path.isfile(model):
             raise UserError(f"{source}: no such file; train one with `python train.py`, or give another")
-        state = read_state_dict(model, source)
-        self.network = GenderNet(weights=None)
-        self.network.load_resnet18_state(state, source)
-        self.network.eval()
-        file = Path(model).with_suffix(".json")
-        self.assumed_preprocessing = not file.exists()
-        self.facts: dict[str, Any] = {}
-        self.preprocessing = Preprocessing()
-        self.calibration: dict[str, float] | None = None
-        if not self.assumed_preprocessing:
-            self.facts, self.preprocessing, self.calibration = _read_facts(file)
+        if precision not in ("auto", "fp32"):
+            raise UserError(f"precision={precision}: give auto or fp32")
+        self.source, self.precision = source, precision
+        self.runtime = OnnxRuntime(model, source) if Path(model).suffix == ".onnx" else TorchRuntime(model, source)
+        self.assumed_preprocessing = self.runtime.facts is None
+        self.facts: dict[str, Any] = self.runtime.facts or {}
+        self.preprocessing, self.calibration = _understood(self.runtime.facts, self.runtime.told_by)
+        self.shift = 0.0
         if prior is not None:
             if not 0 < prior < 1:
                 raise UserError(f"prior={prior}: give a share of men above 0 and below 1, such as 0.8")
@@ -89,35 +99,66 @@ class Predictor:
                 raise UserError(
                     f"prior={prior} needs a calibrated model, and {source} is none; train one, not in a sweep"
                 )
-            fold(self.network.head, 1.0, log_odds(prior) - log_odds(self.calibration["prior"]))
-        self.note = ASSUMED if self.assumed_preprocessing else ""
+            known = self.calibration["prior"]
+            self.shift = math.log(prior / (1 - prior)) - math.log(known / (1 - known))
+        self.note = ", without its JSON: the recipe's preprocessing is assumed" if self.assumed_preprocessing else ""
         if self.calibration:
             self.note += f", calibrated for a share of men of {prior or self.calibration['prior']:.2g}"
         else:
             self.note += ", not calibrated: its confidence is a score"
 
-    def predict(self, paths: Iterable[str]) -> Iterator[Prediction]:
-        """Answer for each file in order; one that is no picture gets its error."""
-        remaining = iter(paths)
-        while batch := list(islice(remaining, BATCH)):
-            yield from self._answer(batch)
+    @property
+    def network(self) -> "GenderNet":
+        """The network of a `.pth` or `.safetensors`.
 
-    def _answer(self, paths: list[str]) -> Iterator[Prediction]:
-        views, errors = [], {}
-        for place, path in enumerate(paths):
+        Raises:
+            UserError: the model is ONNX.
+        """
+        if isinstance(self.runtime, TorchRuntime):
+            return self.runtime.network
+        raise UserError(f"{self.source} has no network of torch; give the .pth that it was made of")
+
+    def predict(self, pictures: Iterable[Picture], total: int = 0) -> Iterator[Prediction]:
+        """Answer for each picture in order; what is no picture gets its error.
+
+        Decoding and the network share the cores; at most a few dozen pictures are held at a time.
+
+        Args:
+            pictures: Paths; pictures of Pillow; arrays (H, W), (H, W, 3) or (H, W, 4) or tensors (3, H, W), uint8 or
+                floats in 0..1, RGB.
+            total: Pictures of which these are the last, where others were answered before.
+        """
+        remaining = iter(pictures)
+        first = list(islice(remaining, FEW))
+        number = max(total, len(pictures) if isinstance(pictures, Sequence) else len(first))
+        if number < FEW:
+            yield from self._answer(self.runtime.few(self.preprocessing), first)
+            return
+        many = self.runtime.many(self.preprocessing, number, self.precision)
+        with many as run, ThreadPoolExecutor(self.runtime.threads) as pool:
+            waiting: deque[Future[list[Prediction]]] = deque()
+            everything = chain(first, remaining)
+            while chunk := list(islice(everything, CHUNK)):
+                waiting.append(pool.submit(self._answer, run, chunk))
+                if len(waiting) > 2 * self.runtime.threads:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+
+    def _answer(self, run: Run, pictures: Sequence[Picture]) -> list[Prediction]:
+        pixels, answers = [], []
+        for picture in pictures:
+            path = os.fspath(picture) if isinstance(picture, str | os.PathLike) else ""
             try:
-                views.append(self.preprocessing.resize(load_rgb(path)))
+                pixels.append(self.preprocessing.pixels(as_rgb(picture)))
+                answers.append(Prediction(path))
             except PictureError as error:
-                errors[place] = str(error)
-        probabilities: Iterator[float] = iter(())
-        if views:
-            with torch.inference_mode():
-                probabilities = iter(self.network(self.preprocessing.normalize(torch.stack(views))).sigmoid().tolist())
-        for place, path in enumerate(paths):
-            if place in errors:
-                yield Prediction(path, error=errors[place])
-            else:
-                yield Prediction(path, p_male=next(probabilities))
+                answers.append(Prediction(path, error=str(error)))
+        if pixels:
+            logits = run(np.stack(pixels)).astype(float) + self.shift
+            probabilities = iter((1 / (1 + np.exp(-logits))).tolist())
+            answers = [answer if answer.error else replace(answer, p_male=next(probabilities)) for answer in answers]
+        return answers
 
 
 def newest_model() -> str:
@@ -132,22 +173,22 @@ def newest_model() -> str:
     return str(models[-1])
 
 
-def _read_facts(file: Path) -> tuple[dict[str, Any], Preprocessing, dict[str, float] | None]:
+def _understood(facts: dict[str, Any] | None, source: str) -> tuple[Preprocessing, dict[str, float] | None]:
+    """Preprocessing and calibration that a model's JSON names."""
+    if facts is None:
+        return Preprocessing(), None
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
         values = facts["preprocessing"]
         size, interpolation, mean, std = (values[key] for key in ("size", "interpolation", "mean", "std"))
         crop, median = values.get("crop", 1.0), values.get("median", False)  # older models have none
         preprocessing = Preprocessing(size, crop, median, interpolation, tuple(mean), tuple(std))
-        if preprocessing.normalize(preprocessing.resize(Image.new("RGB", (2, 2)))).shape == (3, size, size):
-            known = facts.get("calibration")  # older models have none
-            calibration = {key: float(known[key]) for key in ("prior", "slope", "bias")} if known else None
-            if calibration and not (0 < calibration["prior"] < 1 and calibration["slope"] > 0):
-                raise ValueError(f"calibration {calibration}")
-            return facts, preprocessing, calibration
-        raise ValueError(f"size {size}")
+        channels = [len(list(map(float, values))) for values in (mean, std)]
+        if channels != [3, 3] or preprocessing.pixels(Image.new("RGB", (2, 2))).shape != (3, size, size):
+            raise ValueError(f"{values}")
+        known = facts.get("calibration")  # older models have none
+        calibration = {key: float(known[key]) for key in ("prior", "slope", "bias")} if known else None
+        if calibration and not (0 < calibration["prior"] < 1 and calibration["slope"] > 0):
+            raise ValueError(f"calibration {calibration}")
+        return preprocessing, calibration
     except Exception as error:  # whatever somebody wrote there
-        raise UserError(
-            f"{file} does not say the model's preprocessing and calibration; mend it, or delete it to assume the "
-            "recipe's preprocessing"
-        ) from error
+        raise UserError(UNCLEAR.format(source)) from error

@@ -14,7 +14,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from gender_cls.export import MODEL_NAME
+from gender_cls.predictor import MODEL_NAME
 from gender_cls.tables import table
 
 ERROR_FILE = "error.txt"

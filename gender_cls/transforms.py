@@ -2,12 +2,13 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+
+if TYPE_CHECKING:
+    import torch  # prediction by ONNX does without
 
 MEDIAN_SIDE = 256  # longer side, in pixels, above which a picture is made smaller before the median
 
@@ -32,22 +33,31 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
-    def resize(self, picture: Image.Image) -> torch.Tensor:
-        """The picture as the network's size has it, uint8 (3, size, size)."""
+    def pixels(self, picture: Image.Image) -> np.ndarray:
+        """The RGB picture as the network's size has it, uint8 (3, size, size)."""
         if self.crop < 1:
-            width, height = (max(1, round(self.crop * length)) for length in picture.size)
-            picture = F.center_crop(picture, [height, width])
+            sides = [max(1, round(self.crop * length)) for length in picture.size]
+            left, top = (round((length - side) / 2) for length, side in zip(picture.size, sides))
+            picture = picture.crop((left, top, left + sides[0], top + sides[1]))
         if self.median:
             if max(picture.size) > MEDIAN_SIDE:  # a grain is a pixel of a small picture
                 picture = picture.copy()
                 picture.thumbnail((MEDIAN_SIDE, MEDIAN_SIDE), Image.Resampling.BILINEAR)
             picture = Image.fromarray(median_3x3(np.asarray(picture)))
-        resized = F.resize(picture, [self.size, self.size], InterpolationMode(self.interpolation))
-        return F.pil_to_tensor(resized)
+        resized = picture.resize((self.size, self.size), Image.Resampling[self.interpolation.upper()])
+        return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
-    def normalize(self, views: torch.Tensor) -> torch.Tensor:
+    def resize(self, picture: Image.Image) -> "torch.Tensor":
+        """`pixels` as a tensor."""
+        import torch
+
+        return torch.from_numpy(self.pixels(picture))
+
+    def normalize(self, views: "torch.Tensor") -> "torch.Tensor":
         """What the network takes, float32, of uint8 views (..., 3, size, size)."""
-        return F.normalize(F.to_dtype(views, torch.float32, scale=True), list(self.mean), list(self.std))
+        scaled = views.float().mul_(1 / 255)
+        mean, std = (scaled.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return scaled.sub_(mean).div_(std)
 
 
 def median_3x3(image: np.ndarray) -> np.ndarray:

@@ -35,6 +35,11 @@ def read_words(
     return values
 
 
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal would not print but obey."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def run_command(main: Callable[[list[str]], int]) -> None:
     """Run `main` with the words of the command line and end the process: an error is one line."""
     for stream in (sys.stdout, sys.stderr):

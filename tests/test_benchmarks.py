@@ -45,7 +45,9 @@ def test_cross_validation(drawn: Path, backbone_file: Path) -> None:
 
 def test_calibration(drawn: Path, backbone_file: Path) -> None:
     said = run("calibration.py", str(drawn), "--weights", str(backbone_file), "--epochs", "1")
-    assert re.search(r"train out of fold, calibrated, degraded( +-?[\d.]+( \(-?[\d.]+ to -?[\d.]+\)| to -?[\d.]+)){7}", said)
+    assert re.search(
+        r"train out of fold, calibrated, degraded( +-?[\d.]+( \(-?[\d.]+ to -?[\d.]+\)| to -?[\d.]+)){7}", said
+    )
 
 
 def test_robust(drawn: Path, backbone_file: Path) -> None:

@@ -367,6 +367,9 @@ def test_sure_and_prior_of_predict(
     limit = sum(sorted(confidences)[9:11]) / 2
     capsys.readouterr()
     careful = answers_of(trained, drawn, f"sure={limit}")
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        script("predict.py", f"img={drawn / 'val'}", f"model={trained / MODEL}", f"sure={limit}")
     lines = capsys.readouterr().out.splitlines()
     unsure = [row["path"] for row in careful if row["label"] == "unsure"]
     assert unsure == [row["path"] for row, confidence in zip(usual, confidences) if confidence < limit]

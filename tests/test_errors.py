@@ -307,7 +307,7 @@ def test_a_demo_is_not_drawn_over_something_else(train: Run, fails: Fails) -> No
     [
         (("img=a.jpg", "model=no.pth"), "model=no.pth: no such file"),
         (("img=a.jpg",), "no Binary_Classification_model.pth below runs/"),
-        (("photo.jpg",), "'photo.jpg' is none of img=, model=, out=, sure=, prior= with a value"),
+        (("photo.jpg",), "'photo.jpg' is none of img=, model=, out=, montage=, sure=, prior=, precision= with a value"),
         (("img=",), "'img=' is none of img="),
         (("model=x",), "no picture is named"),
         (("img=a", "model=x", "model=y"), "model= is given twice"),
@@ -351,5 +351,5 @@ def test_a_bad_word_by_the_real_command(tmp_path: Path) -> None:
         [sys.executable, ROOT / "predict.py", "photo.jpg"], cwd=tmp_path, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (1, "")
-    known = "img=, model=, out=, sure=, prior="
+    known = "img=, model=, out=, montage=, sure=, prior=, precision="
     assert done.stderr == f"error: 'photo.jpg' is none of {known} with a value; see python predict.py --help\n"

@@ -1,0 +1,148 @@
+"""The table of a prediction run: rows are kept as they come, and it has its name when it is whole."""
+
+import csv
+import glob
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+from gender_cls.errors import UserError
+
+COLUMNS = ("path", "label", "confidence", "p_male", "error")
+ENDINGS = (".csv", ".jsonl", ".parquet")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet takes a cell that starts so for one
+ROWS = 10_000  # that go into a Parquet file at once
+Row = tuple[str, str, str, str, str]  # as COLUMNS; numbers as text, empty where there are none
+
+
+class Journal:
+    """Rows beside `out`, as CSV, under a name that says what made them; `finish` makes `out` of them.
+
+    A killed run is continued by the same command: rows are taken over as long as they are those of the pictures that
+    are asked for, in whole blocks; the last row may be torn.
+
+    Args:
+        out: The table: .csv, .jsonl or .parquet.
+        made_by: The model's content, and whatever else decides the rows.
+        paths: Of the pictures, in order.
+        block: Rows that are computed together.
+
+    Attributes:
+        labels: How many rows there are of each label; an empty one is a failure.
+
+    Raises:
+        UserError: the table can't be written, or unfinished rows of another model lie beside it.
+    """
+
+    def __init__(self, out: Path, made_by: bytes, paths: Sequence[str], block: int) -> None:
+        if out.is_dir():
+            raise UserError(f"out={out}: is a directory; give a file that can be written")
+        if out.suffix not in ENDINGS:
+            raise UserError(f"out={out}: give a name that ends in {' or '.join(ENDINGS)}")
+        if out.suffix == ".parquet" and not find_spec("pyarrow"):
+            raise UserError(f'out={out} needs the extra `formats`: pip install -e ".[formats]"')
+        self.out, self.paths = out, paths
+        self.labels: Counter[str] = Counter()
+        self.file = out.with_name(f"{out.name}.part-{hashlib.blake2b(made_by, digest_size=6).hexdigest()}")
+        for other in out.parent.glob(f"{glob.escape(out.name)}.part-*"):
+            if other.name.removesuffix(".new") != self.file.name:
+                raise UserError(
+                    f"out={out}: {other} holds unfinished rows of another model, prior, sure or precision; finish them "
+                    "with that, or delete the file"
+                )
+        with self._failing():
+            kept = list(self._kept(block)) if self.file.exists() else []
+            again = self.file.with_name(f"{self.file.name}.new")
+            with open(again, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                csv.writer(file).writerows([COLUMNS, *kept])
+            os.replace(again, self.file)
+            self.labels.update(row[1] for row in kept)
+
+    def __len__(self) -> int:
+        return self.labels.total()
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Add rows."""
+        with self._failing(), open(self.file, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            for path, label, *rest, error in rows:
+                csv.writer(file).writerow((safe_cell(path), label, *rest, safe_cell(error)))
+                self.labels[label] += 1
+
+    def finish(self) -> None:
+        """Give the table its name; an earlier one is replaced."""
+        with self._failing():
+            if self.out.suffix != ".csv":
+                whole = self.file.with_name(f"{self.file.name}.new")
+                rows = zip(self.paths, self._read())
+                _write_jsonl(whole, rows) if self.out.suffix == ".jsonl" else _write_parquet(whole, rows)
+                os.replace(whole, self.out)
+                self.file.unlink()
+            else:
+                os.replace(self.file, self.out)
+
+    def discard(self) -> None:
+        """Leave nothing behind if there is not one row."""
+        if not len(self):
+            self.file.unlink(missing_ok=True)
+
+    def _kept(self, block: int) -> Iterator[list[str]]:
+        rows = [row for row, path in zip(self._read(), self.paths) if len(row) == len(COLUMNS)]
+        same = 0
+        while same < len(rows) - 1 and rows[same][0] == safe_cell(self.paths[same]):
+            same += 1
+        return islice(rows, same - same % block)
+
+    def _read(self) -> Iterator[list[str]]:
+        with open(self.file, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = csv.reader(file)
+            next(rows, None)
+            while True:
+                try:
+                    yield next(rows)
+                except (StopIteration, csv.Error):  # what a crash has left at the end
+                    return
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            kept = f"; {len(self)} rows are kept, and the same command goes on from there" if len(self) else ""
+            raise UserError(f"out={self.out}: {reason}; give a file that can be written{kept}") from error
+
+
+def safe_cell(text: str) -> str:
+    """The text for a table, with a ' before what a spreadsheet would take for a formula."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def _records(rows: Iterable[tuple[str, list[str]]]) -> Iterator[dict[str, str | float | None]]:
+    for path, (_, label, confidence, p_male, error) in rows:
+        numbers = {"confidence": float(confidence), "p_male": float(p_male)} if p_male else {}
+        yield {"path": path, "label": label, "confidence": None, "p_male": None, **numbers, "error": error}
+
+
+def _write_jsonl(file: Path, rows: Iterable[tuple[str, list[str]]]) -> None:
+    with open(file, "w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(record) + "\n" for record in _records(rows))
+
+
+def _write_parquet(file: Path, rows: Iterable[tuple[str, list[str]]]) -> None:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    kinds = {"confidence": pyarrow.float64(), "p_male": pyarrow.float64()}
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in COLUMNS])
+    records = _records(rows)
+    with ParquetWriter(file, schema) as writer:
+        while some := list(islice(records, ROWS)):
+            for record in some:  # a name that is no text
+                record["path"] = str(record["path"]).encode(errors="backslashreplace").decode()
+            writer.write_table(pyarrow.Table.from_pylist(some, schema))
