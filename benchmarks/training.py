@@ -45,7 +45,7 @@ def measure(words: list[str], folder: str) -> Measured:
         process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment)
         while process.poll() is None:
             peak = max(peak, memory_mb(process.pid))
-            time.sleep(0.5)
+            time.sleep(0.1)
         seconds = time.perf_counter() - started
         output.seek(0)
         text = output.read()

@@ -57,7 +57,7 @@ class Journal:
                     "with that, or delete the file"
                 )
         with self._failing():
-            kept = list(self._kept(block)) if self.file.exists() else []
+            kept = self._kept(block) if self.file.exists() else []
             again = self.file.with_name(f"{self.file.name}.new")
             with open(again, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 csv.writer(file).writerows([COLUMNS, *kept])
@@ -91,12 +91,14 @@ class Journal:
         if not len(self):
             self.file.unlink(missing_ok=True)
 
-    def _kept(self, block: int) -> Iterator[list[str]]:
-        rows = [row for row, path in zip(self._read(), self.paths) if len(row) == len(COLUMNS)]
+    def _kept(self, block: int) -> list[list[str]]:
+        rows = list(self._read())[:-1]  # the last may be torn
         same = 0
-        while same < len(rows) - 1 and rows[same][0] == safe_cell(self.paths[same]):
+        for row, path in zip(rows, self.paths):
+            if len(row) != len(COLUMNS) or row[0] != safe_cell(path):
+                break
             same += 1
-        return islice(rows, same - same % block)
+        return rows[: same - same % block]
 
     def _read(self) -> Iterator[list[str]]:
         with open(self.file, newline="", encoding="utf-8", errors="surrogateescape") as file:

@@ -1,0 +1,114 @@
+"""Pictures a second and memory of prediction: the plain loop, one process a picture, and this project by each runtime.
+
+Whole processes, one after another, on the same pictures, weights (random ones, the recipe's preprocessing) and machine.
+One process a picture is timed over ten and scaled; a single picture's times are the least of five runs. Linux only.
+
+    python benchmarks/predict.py data/facecom
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.models import resnet18
+from training import PROJECT, measure
+
+from gender_cls.images import list_pictures
+from gender_cls.network import GenderNet
+from gender_cls.tables import table
+
+PICTURES, SCALED, TIMES = 2000, 10, 5
+BY_TORCH = (
+    "import sys, predict, gender_cls.runtimes as r; r.OPENVINO_FROM = 10**9; sys.exit(predict.main(sys.argv[1:]))"
+)
+IMPORTS = "import torch, torchvision"
+
+
+def plain(model: str, paths: list[str]) -> None:
+    """The loop that people write."""
+    net = resnet18(num_classes=1)
+    net.load_state_dict(torch.load(model, weights_only=True))
+    net.eval()
+    steps = [transforms.Resize((224, 224)), transforms.ToTensor()]
+    transform = transforms.Compose([*steps, transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+    with torch.no_grad():
+        for at in range(0, len(paths), 32):
+            some = paths[at : at + 32]
+            batch = torch.stack([transform(Image.open(path).convert("RGB")) for path in some])
+            for path, p_male in zip(some, torch.sigmoid(net(batch)).squeeze(1).tolist()):
+                print(path, "male" if p_male > 0.5 else "female", f"{100 * max(p_male, 1 - p_male):.1f} %")
+
+
+def least(words: list[str]) -> float:
+    """Seconds of the fastest of some runs."""
+    seconds = []
+    for _ in range(TIMES):
+        started = time.perf_counter()
+        subprocess.run(words, check=True, capture_output=True, cwd=PROJECT)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def main() -> None:
+    """Measure all and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="folder with pictures")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="(%(default)s)")
+    parser.add_argument("--plain", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.plain:
+        plain(arguments.plain, arguments.root.read_text().splitlines())
+        return
+    paths = list_pictures(arguments.root.resolve())[: arguments.pictures]
+    with tempfile.TemporaryDirectory() as folder:
+        many, more, one = (Path(folder, name) for name in ("many.txt", "more.txt", "one.txt"))
+        many.write_text("\n".join(paths))
+        more.write_text("\n".join(10 * paths))
+        one.write_text(paths[0])
+        model, onnx = Path(folder, "model.pth"), Path(folder, "model.onnx")
+        torch.manual_seed(0)
+        torch.save(GenderNet(None).resnet18_state(), model)
+        python, script = sys.executable, str(PROJECT / "predict.py")
+        subprocess.run(
+            [python, "-m", "gender_cls.export", f"model={model}", f"to={onnx}"], check=True, capture_output=True
+        )
+        by_torch = [python, "-c", f"import sys; sys.path.insert(0, {str(PROJECT)!r}); {BY_TORCH}", f"model={model}"]
+        loop = [python, str(Path(__file__).resolve()), "--plain", str(model)]
+        runs = {"plain loop: fp32, batches of 32": [*loop, str(many)]}
+        out = [f"img=@{many}", f"out={folder}/o.csv"]
+        runs["torch"] = [*by_torch, *out]
+        runs["torch, precision=fp32"] = [*by_torch, *out, "precision=fp32"]
+        runs["ONNX Runtime"] = [python, script, f"model={onnx}", *out]
+        if find_spec("openvino"):
+            runs["openvino, the extra fast"] = [python, script, f"model={model}", *out]
+        runs["torch, ten times as many"] = [*by_torch, f"img=@{more}", out[1]]
+        scaled = sum(measure([*loop, str(one)], folder).seconds for _ in range(SCALED)) / SCALED * len(paths)
+        rows: list[list[object]] = [
+            ["a process a picture (scaled)", f"{scaled:.0f}", f"{len(paths) / scaled:.1f}", "", ""]
+        ]
+        for name, words in runs.items():
+            run = measure(words, folder)
+            number = len(paths) * (10 if words[-2] == f"img=@{more}" else 1)
+            speed = number / run.seconds
+            if not rows[1:]:
+                first = speed
+            rows.append([name, f"{run.seconds:.1f}", f"{speed:.1f}", f"{speed / first:.2f}", f"{run.peak_mb:.0f}"])
+        rows[0][3] = f"{len(paths) / scaled / first:.2f}"
+        print(table((f"{len(paths)} pictures", "seconds", "pictures/s", "times plain", "peak MB"), rows))
+        imports = least([python, "-c", IMPORTS])
+        single = {"by torch": model, "by ONNX Runtime": onnx}
+        print(f"\na single picture: {IMPORTS} alone {imports:.2f} s")
+        for name, file in single.items():
+            seconds = least([python, script, f"model={file}", f"img={paths[0]}"])
+            print(f"{name} {seconds:.2f} s, {seconds / imports:.2f} times that")
+
+
+if __name__ == "__main__":
+    main()
