@@ -67,7 +67,7 @@ class Predictor:
             `assumed_preprocessing` is true.
         prior: Share of men, in (0, 1), to answer for in the place of the one that the model is calibrated to.
         precision: auto, which is fp32 for fewer than `FEW` pictures and bf16 for more where the hardware computes with
-            it (probabilities differ by less than 0.005), or fp32.
+            it (probabilities differ by less than 0.01, mostly by less than 0.004), or fp32.
 
     Attributes:
         preprocessing: Of the model.

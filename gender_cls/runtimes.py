@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Run = Callable[[np.ndarray], np.ndarray]  # pixels, uint8 (N, 3, size, size), to logits, float32 (N)
 UNCLEAR = "{} does not say the model's preprocessing and calibration; mend it, or delete it to assume the recipe's"
-OPENVINO_FROM = 1000  # pictures; for fewer its compilation takes longer than what it saves
+OPENVINO_FROM = 5000  # pictures; for fewer its compilation takes longer than what it saves
 
 
 class Runtime(Protocol):

@@ -310,7 +310,7 @@ def test_many_are_answered_as_few_are(many: list[str], trained: Path) -> None:
     one_by_one = [next(Predictor(trained / MODEL).predict([path])).p_male for path in many[:5]]
     assert exact[:5] == pytest.approx(one_by_one, abs=1e-5)
     usual = [answer.p_male for answer in Predictor(trained / MODEL).predict(many)]
-    assert usual == pytest.approx(exact, abs=0.005)
+    assert usual == pytest.approx(exact, abs=0.01)
 
 
 def test_a_row_is_safe_in_a_spreadsheet() -> None:
