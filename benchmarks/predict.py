@@ -1,7 +1,7 @@
 """Pictures a second and memory of prediction: the plain loop, one process a picture, and this project by each runtime.
 
 Whole processes, one after another, on the same pictures, weights (random ones, the recipe's preprocessing) and machine.
-One process a picture is timed over ten and scaled; a single picture's times are the least of five runs. Linux only.
+One process a picture is timed over five and scaled; a single picture's times are the least of five runs. Linux only.
 
     python benchmarks/predict.py data/facecom
 """
@@ -24,7 +24,7 @@ from gender_cls.images import list_pictures
 from gender_cls.network import GenderNet
 from gender_cls.tables import table
 
-PICTURES, SCALED, TIMES = 2000, 10, 5
+PICTURES, TIMES = 2000, 5
 BY = "import sys, predict, gender_cls.runtimes as r; r.OPENVINO_FROM = {}; sys.exit(predict.main(sys.argv[1:]))"
 IMPORTS = "import torch, torchvision"
 
@@ -44,10 +44,10 @@ def plain(model: str, paths: list[str]) -> None:
                 print(path, "male" if p_male > 0.5 else "female", f"{100 * max(p_male, 1 - p_male):.1f} %")
 
 
-def least(words: list[str]) -> float:
+def least(words: list[str], times: int) -> float:
     """Seconds of the fastest of some runs."""
     seconds = []
-    for _ in range(TIMES):
+    for _ in range(times):
         started = time.perf_counter()
         subprocess.run(words, check=True, capture_output=True, cwd=PROJECT)
         seconds.append(time.perf_counter() - started)
@@ -59,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder with pictures")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="(%(default)s)")
+    parser.add_argument("--times", type=int, default=TIMES, help="runs of a single picture (%(default)s)")
     parser.add_argument("--plain", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.plain:
@@ -88,7 +89,8 @@ def main() -> None:
         if find_spec("openvino"):
             runs["OpenVINO, the extra fast"] = [python, "-c", start.format(0), f"model={model}", *out]
         runs["torch, ten times as many"] = [*by_torch, f"img=@{more}", out[1]]
-        scaled = sum(measure([*loop, str(one)], folder).seconds for _ in range(SCALED)) / SCALED * len(paths)
+        scaled = sum(measure([*loop, str(one)], folder).seconds for _ in range(arguments.times))
+        scaled *= len(paths) / arguments.times
         rows: list[list[object]] = [
             ["a process a picture (scaled)", f"{scaled:.0f}", f"{len(paths) / scaled:.1f}", "", ""]
         ]
@@ -101,11 +103,11 @@ def main() -> None:
             rows.append([name, f"{run.seconds:.1f}", f"{speed:.1f}", f"{speed / first:.2f}", f"{run.peak_mb:.0f}"])
         rows[0][3] = f"{len(paths) / scaled / first:.2f}"
         print(table((f"{len(paths)} pictures", "seconds", "pictures/s", "times plain", "peak MB"), rows))
-        imports = least([python, "-c", IMPORTS])
+        imports = least([python, "-c", IMPORTS], arguments.times)
         single = {"by torch": model, "by ONNX Runtime": onnx}
         print(f"\na single picture: {IMPORTS} alone {imports:.2f} s")
         for name, file in single.items():
-            seconds = least([python, script, f"model={file}", f"img={paths[0]}"])
+            seconds = least([python, script, f"model={file}", f"img={paths[0]}"], arguments.times)
             print(f"{name} {seconds:.2f} s, {seconds / imports:.2f} times that")
 
 

@@ -50,6 +50,13 @@ def test_calibration(drawn: Path, backbone_file: Path) -> None:
     )
 
 
+def test_predict(drawn: Path) -> None:
+    said = run("predict.py", str(drawn), "--pictures", "6", "--times", "1")
+    for name in ("plain loop: fp32, batches of 32", "torch", "ONNX Runtime", "OpenVINO, the extra fast"):
+        assert re.search(rf"^{name} +[\d.]+ +[\d.]+ +[\d.]+ +\d+$", said, re.MULTILINE)
+    assert re.search(r"by ONNX Runtime [\d.]+ s, [\d.]+ times that", said)
+
+
 def test_robust(drawn: Path, backbone_file: Path) -> None:
     said = run("robust.py", str(drawn), "--weights", str(backbone_file), "--epochs", "1")
     assert re.search(r"mean of the seven( +-?[01]\.\d{3}){11}", said)

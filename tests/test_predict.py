@@ -216,10 +216,11 @@ def test_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert answers(capsys)[0] == lines
 
 
-def test_prediction_imports_neither_lightning_nor_hydra(trained: Path, picture: Path) -> None:
+def test_a_single_picture_imports_nothing_heavy_but_torch(trained: Path, picture: Path) -> None:
     code = (
         "import sys, predict; predict.main(sys.argv[1:]); "
-        "print([m for m in ('pytorch_lightning', 'hydra', 'omegaconf', 'torchmetrics', 'matplotlib', 'tensorboard') "
+        "print([m for m in ('pytorch_lightning', 'hydra', 'omegaconf', 'torchmetrics', 'matplotlib', 'tensorboard', "
+        "'pandas', 'scipy', 'sklearn', 'onnx', 'onnxruntime', 'openvino', 'pyarrow') "
         "if m in sys.modules])"
     )
     done = subprocess.run(
