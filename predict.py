@@ -26,6 +26,7 @@ keys:
 The exit code is 0 if every picture got an answer, else 1.
 """
 
+import hashlib
 import math
 import os
 import sys
@@ -58,13 +59,16 @@ def main(words: list[str]) -> int:
     sure, prior = (number(options, key) for key in ("sure", "prior"))
     if sure is not None and not 50 <= sure <= 100:
         raise UserError(f"sure={options['sure']}: give % from 50 to 100")
+    check_outputs(options, read["img"], paths)
     model = options.get("model") or newest_model()
     predictor = Predictor(model, prior, options.get("precision", "auto"))
     print(f"model: {printable(model)}{predictor.note}", file=sys.stderr)
     started = time.monotonic()
     if "out" in options:
-        how = repr((prior, sure, options.get("precision", "auto"))).encode()
-        journal = Journal(Path(options["out"]), Path(model).read_bytes() + how, paths, CHUNK)
+        with open(model, "rb") as file:
+            key = hashlib.file_digest(file, "blake2b")
+        key.update(repr((predictor.facts, prior, sure, options.get("precision", "auto"))).encode())
+        journal = Journal(Path(options["out"]), key.hexdigest()[:12], paths, CHUNK)
         labels = to_table(predictor, paths, journal, sure or 0)
     else:
         labels = to_lines(predictor.predict(paths), sure or 0)
@@ -74,6 +78,20 @@ def main(words: list[str]) -> int:
     if "montage" in options:
         draw(Path(options["montage"]), predictor, paths[:SHOWN], sure or 0)
     return 1 if labels[""] else 0
+
+
+def check_outputs(options: dict[str, str], words: Sequence[str], paths: Sequence[str]) -> None:
+    """Refuse what would be lost.
+
+    Raises:
+        UserError: an output is one of the inputs, or a montage has another ending than PNG's.
+    """
+    given = {os.path.abspath(path) for path in (*paths, *(word.removeprefix("@") for word in words))}
+    for key in ("out", "montage"):
+        if key in options and os.path.abspath(options[key]) in given:
+            raise UserError(f"{key}={options[key]} is one of the inputs; give another file")
+    if not options.get("montage", ".png").endswith(".png"):
+        raise UserError(f"montage={options['montage']}: give a name that ends in .png")
 
 
 def number(options: dict[str, str], key: str) -> float | None:
@@ -137,8 +155,11 @@ def to_table(predictor: Predictor, paths: Sequence[str], journal: Journal, sure:
                     if answer.error:
                         bar.write(f"{printable(answer.path)}  error: {printable(answer.error)}", file=sys.stderr)
         journal.finish()
+    except KeyboardInterrupt:
+        print(f"\n{len(journal)} rows are kept; the same command goes on from there", file=sys.stderr)
+        raise
     finally:
-        journal.discard()
+        journal.close()
     return journal.labels
 
 

@@ -7,10 +7,12 @@ One process a picture is timed over five and scaled; a single picture's times ar
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from training import PROJECT, measure
 from gender_cls.images import list_pictures
 from gender_cls.network import GenderNet
 from gender_cls.tables import table
+from gender_cls.transforms import Preprocessing
 
 PICTURES, TIMES = 2000, 5
 BY = "import sys, predict, gender_cls.runtimes as r; r.OPENVINO_FROM = {}; sys.exit(predict.main(sys.argv[1:]))"
@@ -74,6 +77,7 @@ def main() -> None:
         model, onnx = Path(folder, "model.pth"), Path(folder, "model.onnx")
         torch.manual_seed(0)
         torch.save(GenderNet(None).resnet18_state(), model)
+        model.with_suffix(".json").write_text(json.dumps({"preprocessing": asdict(Preprocessing())}))
         python, script = sys.executable, str(PROJECT / "predict.py")
         subprocess.run(
             [python, "-m", "gender_cls.export", f"model={model}", f"to={onnx}"], check=True, capture_output=True

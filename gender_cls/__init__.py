@@ -2,7 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gender_cls.predictor import Predictor as Predictor
 
 CLASSES = ("female", "male")  # the index is the label, as ImageFolder sorts the folders
 

@@ -1,6 +1,7 @@
 """The model card: what a model is, was made of, is good for and not, in Markdown as Hugging Face reads it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 CARD = """---
@@ -57,10 +58,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     data, weights = facts["data"], facts["weights"]
     rows = ["| split | pictures | people | macro-F1 | F1 female | F1 male |", "| --- | --- | --- | --- | --- | --- |"]
     for split, values in facts["metrics"].items():
-        scores = [
-            f"{values[name]:.3f} ({values[f'{name}_ci95'][0]:.3f} to {values[f'{name}_ci95'][1]:.3f})"
-            for name in ("f1_macro", "f1_female", "f1_male")
-        ]
+        scores = [_score(values, name) for name in ("f1_macro", "f1_female", "f1_male")]
         rows.append(f"| {split} | {values['pictures']} | {values['people']} | {' | '.join(scores)} |")
     counts = ", ".join(
         f"{row['pictures']} {row['class']} pictures of {row['people']} people in {row['split']}"
@@ -68,7 +66,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     )
     return CARD.format(
         answer=facts["answer"],
-        weights=f"{weights['name'] or 'random'} (hash {weights['hash']})",
+        weights=f"{Path(weights['name']).name if weights['name'] else 'random'} (hash {weights['hash']})",
         fingerprint=data["fingerprint"],
         counts=counts,
         preprocessing=", ".join(f"{name} {value}" for name, value in facts["preprocessing"].items()),
@@ -76,6 +74,13 @@ def model_card(facts: Mapping[str, Any]) -> str:
         figures="\n".join(rows),
         calibration=_calibration(facts.get("calibration")),
     )
+
+
+def _score(values: Mapping[str, Any], name: str) -> str:
+    if values[name] is None:
+        return "-"
+    low, high = values[f"{name}_ci95"]
+    return f"{values[name]:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _calibration(calibration: Mapping[str, Any] | None) -> str:

@@ -30,8 +30,9 @@ from gender_cls.card import model_card
 from gender_cls.errors import UserError
 from gender_cls.network import GenderNet
 from gender_cls.predictor import MODEL_NAME, Predictor, newest_model
+from gender_cls.runtimes import OnnxRuntime
 from gender_cls.transforms import Preprocessing
-from gender_cls.words import read_words, run_command
+from gender_cls.words import printable, read_words, run_command
 
 NEAR = 1e-4  # in probability
 OPSET = 20
@@ -63,8 +64,8 @@ def save_model(folder: Path, network: GenderNet, preprocessing: Preprocessing, a
         "git_commit": _git_commit(),
     }
     write_json(path.with_suffix(".json"), facts)
-    _write_text(path.with_suffix(".md"), model_card(facts))
     os.replace(unfinished, path)
+    _write_text(path.with_suffix(".md"), model_card(facts))
     return path
 
 
@@ -120,18 +121,20 @@ def to_onnx(predictor: Predictor, path: Path) -> None:
         verbose=False,
     )
     assert program
-    program.model.metadata_props["facts"] = json.dumps(
-        predictor.facts or {"preprocessing": asdict(predictor.preprocessing)}
-    )
+    program.model.metadata_props["facts"] = json.dumps(predictor.facts)
     unfinished = path.with_name(f".{path.stem}.part.onnx")  # whose ending says what it is
     try:
         program.save(unfinished)
-        other = Predictor(unfinished)
+        session = OnnxRuntime(unfinished, f"to={path}").session
         generator = np.random.default_rng(0)
         for batch in (1, 2, 5):
             pixels = generator.integers(0, 256, (batch, 3, side, side)).astype(np.uint8)
-            found, wanted = (each.runtime.few(each.preprocessing)(pixels) for each in (other, predictor))
-            gap = float(np.abs(1 / (1 + np.exp(-found)) - 1 / (1 + np.exp(-wanted))).max())
+            with torch.inference_mode():
+                logit = predictor.network(predictor.preprocessing.normalize(torch.from_numpy(pixels)))
+            image = {"image": pixels.astype(np.float32) / 255}
+            p_male, again = session.run(["p_male", "logit"], image)
+            wanted = logit.sigmoid().numpy()
+            gap = max(float(np.abs(found - wanted).max()) for found in (p_male, 1 / (1 + np.exp(-again))))
             if not gap < NEAR:
                 raise UserError(
                     f"to={path}: ONNX Runtime answers otherwise than torch, by {gap:.1e} with {batch} pictures"
@@ -147,10 +150,12 @@ def to_safetensors(predictor: Predictor, path: Path) -> None:
         raise UserError(f'to={path} needs the extra `formats`: pip install -e ".[formats]"')
     from safetensors.torch import save
 
-    facts = predictor.facts or {"preprocessing": asdict(predictor.preprocessing)}
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_bytes(save(predictor.network.resnet18_state(), {"facts": json.dumps(facts)}))
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_bytes(save(predictor.network.resnet18_state(), {"facts": json.dumps(predictor.facts)}))
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def main(words: list[str]) -> int:
@@ -164,7 +169,11 @@ def main(words: list[str]) -> int:
         raise UserError(f"give to=FILE that ends in .onnx or .safetensors; see {command} --help")
     model, path = given.get("model") or newest_model(), Path(given["to"])
     predictor = Predictor(model)
-    print(f"model: {model}{predictor.note}")
+    if predictor.assumed_preprocessing:
+        raise UserError(
+            f"model={model} has no JSON that says its preprocessing, which the file is to hold; put it beside"
+        )
+    print(f"model: {printable(model)}{predictor.note}")
     try:
         (to_onnx if path.suffix == ".onnx" else to_safetensors)(predictor, path)
     except OSError as error:

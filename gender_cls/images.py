@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from importlib.util import find_spec
 from typing import IO, Any
 
@@ -12,13 +13,8 @@ PICTURE_ENDINGS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
     *(".avif", ".heic", ".heif"),
 )
+HEIC = (".heic", ".heif")
 MOST_PIXELS = 100_000_000  # of a picture; a small file may hold many more, and take all memory
-if find_spec("pillow_heif"):  # the extra `heic`
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-Image.MAX_IMAGE_PIXELS = None  # `load_rgb` has a limit, and says it
-
 
 Picture = Any  # str, os.PathLike, Image.Image, np.ndarray or torch.Tensor
 
@@ -42,15 +38,17 @@ def as_rgb(picture: Picture) -> Image.Image:
         return load_rgb(picture)
     try:
         if isinstance(picture, Image.Image):
-            return _to_rgb(ImageOps.exif_transpose(picture))
+            return _decoded(picture)
+        if hasattr(picture, "detach"):  # a tensor, which has its channels first
+            picture = picture.detach().cpu()
+            picture = np.moveaxis((picture.float() if picture.is_floating_point() else picture).numpy(), 0, -1)
         values = np.asarray(picture)
-        if not isinstance(picture, np.ndarray):  # a tensor has its channels first
-            values = np.moveaxis(values, 0, -1)
+        values = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
         if values.dtype != np.uint8:
-            if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-                raise PictureError("holds floats that are not in 0..1")
+            if values.dtype.kind != "f" or not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+                raise PictureError(f"holds {values.dtype} that is not in 0..1; give uint8, or floats in 0..1")
             values = (255 * values).round().astype(np.uint8)
-        return _to_rgb(Image.fromarray(values))
+        return _decoded(Image.fromarray(values))
     except PictureError:
         raise
     except Exception as error:  # whatever was given
@@ -72,11 +70,14 @@ def load_rgb(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
         PictureError: the file is missing, unreadable, truncated, no picture, or has more than `MOST_PIXELS`.
     """
     try:
+        if isinstance(path, str | os.PathLike):
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):  # a pipe would be waited for for ever
+                raise PictureError("is a directory" if stat.S_ISDIR(mode) else "no regular file")
+            if os.fspath(path).lower().endswith(HEIC):
+                _know_heic()
         with Image.open(path) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise PictureError(f"{picture.width} x {picture.height} pixels, more than {MOST_PIXELS:,} in all")
-            picture.load()
-            return _to_rgb(ImageOps.exif_transpose(picture))
+            return _decoded(picture)
     except PictureError:
         raise
     except MemoryError:
@@ -87,6 +88,22 @@ def load_rgb(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
         if isinstance(error, UnidentifiedImageError):
             raise PictureError("not a picture (no format that Pillow knows)") from error
         raise PictureError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
+
+def _decoded(picture: Image.Image) -> Image.Image:
+    pixels = picture.width * picture.height
+    if not 0 < pixels <= MOST_PIXELS:
+        raise PictureError(f"{picture.width} x {picture.height} pixels; give from 1 to {MOST_PIXELS:,} in all")
+    picture.load()
+    return _to_rgb(ImageOps.exif_transpose(picture))
+
+
+def _know_heic() -> None:
+    if not find_spec("pillow_heif"):
+        raise PictureError('HEIC needs the extra `formats`: pip install -e ".[formats]"')
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -106,13 +123,17 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def list_pictures(directory: str | os.PathLike[str]) -> list[str]:
-    """All files below `directory` whose name ends like a picture's, sorted; hidden ones are left out."""
-    found = []
-    for where, folders, names in os.walk(directory):
+    """All files below `directory` whose name ends like a picture's, sorted; hidden ones are left out.
+
+    Among them are folders that can't be read, so that their pictures are not lost without a word.
+    """
+    found: list[str] = []
+    unread: list[OSError] = []
+    for where, folders, names in os.walk(directory, onerror=unread.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
             os.path.join(where, name)
             for name in sorted(names)
             if name.lower().endswith(PICTURE_ENDINGS) and not name.startswith(".")
         ]
-    return found
+    return found + [error.filename for error in unread]

@@ -28,7 +28,7 @@ def expand(given: str) -> list[str]:
     if given.startswith("@") and not os.path.lexists(given):
         file = Path(given[1:])
         try:
-            return _listed(file.read_bytes(), os.fspath(file.parent), f"img={given}")
+            return _listed(file.read_bytes(), os.path.dirname(file), f"img={given}")
         except OSError as error:
             raise UserError(f"img={given}: {(error.strerror or str(error)).lower()}") from error
     if os.path.isdir(given):
@@ -37,24 +37,43 @@ def expand(given: str) -> list[str]:
             raise UserError(f"img={given} holds no file whose name ends like a picture's; name the file itself")
         return paths
     if glob.has_magic(given) and not os.path.lexists(given):
-        found = sorted(path for path in glob.glob(given, recursive=True) if not os.path.isdir(path))
+        found = _matching(given)
         if not found:
             raise UserError(f"img={given}: no file has that name, or matches that pattern")
         return found
     return [given]
 
 
+def _matching(pattern: str) -> list[str]:
+    """Files, but hidden ones; links to folders are not followed by `**`, since they may go round in circles."""
+    anchor = Path(pattern).anchor
+    try:
+        found = sorted(Path(anchor or ".").glob(pattern[len(anchor) :]))
+    except ValueError as error:
+        raise UserError(f"img={pattern}: {str(error).lower()}") from error
+    named = set(Path(pattern).parts)
+    return [
+        str(path)
+        for path in found
+        if not path.is_dir() and not any(part.startswith(".") and part not in named for part in path.parts)
+    ]
+
+
 def _listed(content: bytes, folder: str, source: str) -> list[str]:
-    text = os.fsdecode(content)
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # as PowerShell redirects
+        content = content.decode("utf-16", errors="replace").encode()
+    text = os.fsdecode(content).removeprefix("\ufeff")
+    rows = [] if "\0" in text else list(csv.reader(StringIO(text, newline="")))
     if "\0" in text:
         names = text.split("\0")
+    elif rows and "path" in rows[0]:
+        column = rows[0].index("path")
+        short = [number for number, row in enumerate(rows, 1) if row and len(row) <= column]
+        if short:
+            raise UserError(f"{source}, row {short[0]}: has no path")
+        names = [row[column] for row in rows[1:] if row]
     else:
-        lines = text.removeprefix("\ufeff").splitlines()
-        if lines and "path" in (header := next(csv.reader([lines[0]]))):
-            rows = list(csv.reader(StringIO("\n".join(lines[1:]))))
-            names = [row[header.index("path")] for row in rows if len(row) > header.index("path")]
-        else:
-            names = lines
+        names = [line.removesuffix("\r") for line in text.split("\n")]
     paths = [os.path.join(folder, name) for name in names if name]
     if not paths:
         raise UserError(f"{source} names no picture")

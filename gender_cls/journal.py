@@ -2,7 +2,6 @@
 
 import csv
 import glob
-import hashlib
 import json
 import os
 from collections import Counter
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from gender_cls.errors import UserError
 
@@ -29,7 +30,7 @@ class Journal:
 
     Args:
         out: The table: .csv, .jsonl or .parquet.
-        made_by: The model's content, and whatever else decides the rows.
+        made_by: Hash of the model and of whatever else decides the rows.
         paths: Of the pictures, in order.
         block: Rows that are computed together.
 
@@ -40,7 +41,7 @@ class Journal:
         UserError: the table can't be written, or unfinished rows of another model lie beside it.
     """
 
-    def __init__(self, out: Path, made_by: bytes, paths: Sequence[str], block: int) -> None:
+    def __init__(self, out: Path, made_by: str, paths: Sequence[str], block: int) -> None:
         if out.is_dir():
             raise UserError(f"out={out}: is a directory; give a file that can be written")
         if out.suffix not in ENDINGS:
@@ -49,20 +50,24 @@ class Journal:
             raise UserError(f'out={out} needs the extra `formats`: pip install -e ".[formats]"')
         self.out, self.paths = out, paths
         self.labels: Counter[str] = Counter()
-        self.file = out.with_name(f"{out.name}.part-{hashlib.blake2b(made_by, digest_size=6).hexdigest()}")
+        self.file = out.with_name(f"{out.name}.part-{made_by}")
         for other in out.parent.glob(f"{glob.escape(out.name)}.part-*"):
             if other.name.removesuffix(".new") != self.file.name:
                 raise UserError(
                     f"out={out}: {other} holds unfinished rows of another model, prior, sure or precision; finish them "
                     "with that, or delete the file"
                 )
+        self.lock = FileLock(out.with_name(f"{out.name}.lock"))
         with self._failing():
-            kept = self._kept(block) if self.file.exists() else []
-            again = self.file.with_name(f"{self.file.name}.new")
-            with open(again, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                csv.writer(file).writerows([COLUMNS, *kept])
-            os.replace(again, self.file)
-            self.labels.update(row[1] for row in kept)
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                raise UserError(f"out={out}: another run is writing it; wait for that, or give another file") from None
+            try:
+                self._take_over(block)
+            except BaseException:
+                self.close()
+                raise
 
     def __len__(self) -> int:
         return self.labels.total()
@@ -70,33 +75,48 @@ class Journal:
     def write(self, rows: Iterable[Row]) -> None:
         """Add rows."""
         with self._failing(), open(self.file, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            for path, label, *rest, error in rows:
-                csv.writer(file).writerow((safe_cell(path), label, *rest, safe_cell(error)))
-                self.labels[label] += 1
+            safe = [(safe_cell(path), label, *rest, safe_cell(error)) for path, label, *rest, error in rows]
+            csv.writer(file).writerows(safe)
+        self.labels.update(row[1] for row in safe)  # not before they are written
 
     def finish(self) -> None:
         """Give the table its name; an earlier one is replaced."""
         with self._failing():
             if self.out.suffix != ".csv":
                 whole = self.file.with_name(f"{self.file.name}.new")
-                rows = zip(self.paths, self._read())
+                rows = zip(self.paths, self._read(), strict=True)
                 _write_jsonl(whole, rows) if self.out.suffix == ".jsonl" else _write_parquet(whole, rows)
                 os.replace(whole, self.out)
                 self.file.unlink()
             else:
                 os.replace(self.file, self.out)
 
-    def discard(self) -> None:
-        """Leave nothing behind if there is not one row."""
-        if not len(self):
-            self.file.unlink(missing_ok=True)
+    def close(self) -> None:
+        """Let others write; a file without a row is not left behind."""
+        if not len(self) and self.file.exists() and len(list(islice(self._read(), 1))) == 0:
+            self.file.unlink()
+        Path(self.lock.lock_file).unlink(missing_ok=True)
+        self.lock.release()
+
+    def _take_over(self, block: int) -> None:
+        kept = self._kept(block) if self.file.exists() else []
+        again = self.file.with_name(f"{self.file.name}.new")
+        with open(again, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows([COLUMNS, *kept])
+        os.replace(again, self.file)
+        self.labels.update(row[1] for row in kept)
 
     def _kept(self, block: int) -> list[list[str]]:
         rows = list(self._read())[:-1]  # the last may be torn
         same = 0
         for row, path in zip(rows, self.paths):
-            if len(row) != len(COLUMNS) or row[0] != safe_cell(path):
+            if len(row) != len(COLUMNS):
                 break
+            if row[0] != safe_cell(path):
+                raise UserError(
+                    f"out={self.out}: {self.file} holds unfinished rows of other pictures; give the same img= words, "
+                    "or delete it"
+                )
             same += 1
         return rows[: same - same % block]
 

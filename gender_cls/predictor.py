@@ -118,16 +118,19 @@ class Predictor:
             return self.runtime.network
         raise UserError(f"{self.source} has no network of torch; give the .pth that it was made of")
 
-    def predict(self, pictures: Iterable[Picture], total: int = 0) -> Iterator[Prediction]:
+    def predict(self, pictures: Picture | Iterable[Picture], total: int = 0) -> Iterator[Prediction]:
         """Answer for each picture in order; what is no picture gets its error.
 
-        Decoding and the network share the cores; at most a few dozen pictures are held at a time.
+        Decoding and the network share the cores, which are torch's own meanwhile; of many pictures 64 are held at a
+        time, or 16 for each core and some.
 
         Args:
-            pictures: Paths; pictures of Pillow; arrays (H, W), (H, W, 3) or (H, W, 4) or tensors (3, H, W), uint8 or
-                floats in 0..1, RGB.
+            pictures: One or many: paths; pictures of Pillow; RGB arrays (H, W), (H, W, 3) or (H, W, 4), or tensors
+                (3, H, W), of uint8 or of floats in 0..1.
             total: Pictures of which these are the last, where others were answered before.
         """
+        if isinstance(pictures, str | os.PathLike | Image.Image) or 2 <= getattr(pictures, "ndim", 0) <= 3:
+            pictures = [pictures]
         remaining = iter(pictures)
         first = list(islice(remaining, FEW))
         number = max(total, len(pictures) if isinstance(pictures, Sequence) else len(first))
@@ -138,12 +141,16 @@ class Predictor:
         with many as run, ThreadPoolExecutor(self.runtime.threads) as pool:
             waiting: deque[Future[list[Prediction]]] = deque()
             everything = chain(first, remaining)
-            while chunk := list(islice(everything, CHUNK)):
-                waiting.append(pool.submit(self._answer, run, chunk))
-                if len(waiting) > 2 * self.runtime.threads:
+            del first
+            try:
+                while chunk := list(islice(everything, CHUNK)):
+                    waiting.append(pool.submit(self._answer, run, chunk))
+                    if len(waiting) > self.runtime.threads + 1:
+                        yield from waiting.popleft().result()
+                while waiting:
                     yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
+            finally:  # also where nobody wants the rest
+                pool.shutdown(cancel_futures=True)
 
     def _answer(self, run: Run, pictures: Sequence[Picture]) -> list[Prediction]:
         pixels, answers = [], []
@@ -154,10 +161,13 @@ class Predictor:
                 answers.append(Prediction(path))
             except PictureError as error:
                 answers.append(Prediction(path, error=str(error)))
+            except MemoryError:
+                answers.append(Prediction(path, error="too large for this machine's memory"))
         if pixels:
             logits = run(np.stack(pixels)).astype(float) + self.shift
-            probabilities = iter((1 / (1 + np.exp(-logits))).tolist())
-            answers = [answer if answer.error else replace(answer, p_male=next(probabilities)) for answer in answers]
+            with np.errstate(over="ignore"):
+                probabilities = iter((1 / (1 + np.exp(-logits))).tolist())
+            answers = [answer if answer.error else _with(answer, next(probabilities)) for answer in answers]
         return answers
 
 
@@ -173,6 +183,12 @@ def newest_model() -> str:
     return str(models[-1])
 
 
+def _with(answer: Prediction, p_male: float) -> Prediction:
+    if math.isnan(p_male):
+        return replace(answer, error="the model's answer is not a number")
+    return replace(answer, p_male=p_male)
+
+
 def _understood(facts: dict[str, Any] | None, source: str) -> tuple[Preprocessing, dict[str, float] | None]:
     """Preprocessing and calibration that a model's JSON names."""
     if facts is None:
@@ -181,10 +197,14 @@ def _understood(facts: dict[str, Any] | None, source: str) -> tuple[Preprocessin
         values = facts["preprocessing"]
         size, interpolation, mean, std = (values[key] for key in ("size", "interpolation", "mean", "std"))
         crop, median = values.get("crop", 1.0), values.get("median", False)  # older models have none
-        preprocessing = Preprocessing(size, crop, median, interpolation, tuple(mean), tuple(std))
-        channels = [len(list(map(float, values))) for values in (mean, std)]
-        if channels != [3, 3] or preprocessing.pixels(Image.new("RGB", (2, 2))).shape != (3, size, size):
+        red, green, blue = map(float, mean)
+        scales = tuple(float(value) for value in std)
+        preprocessing = Preprocessing(size, crop, median, interpolation, (red, green, blue), scales)  # type: ignore[arg-type]
+        finite = all(map(math.isfinite, (red, green, blue, *scales)))
+        if preprocessing.pixels(Image.new("RGB", (2, 2))).shape != (3, size, size):
             raise ValueError(f"{values}")
+        if not finite or len(scales) != 3 or min(scales) <= 0 or list(facts.get("classes", CLASSES)) != list(CLASSES):
+            raise ValueError(f"{facts}")
         known = facts.get("calibration")  # older models have none
         calibration = {key: float(known[key]) for key in ("prior", "slope", "bias")} if known else None
         if calibration and not (0 < calibration["prior"] < 1 and calibration["slope"] > 0):

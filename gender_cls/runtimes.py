@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 Run = Callable[[np.ndarray], np.ndarray]  # pixels, uint8 (N, 3, size, size), to logits, float32 (N)
 UNCLEAR = "{} does not say the model's preprocessing and calibration; mend it, or delete it to assume the recipe's"
 OPENVINO_FROM = 5000  # pictures; for fewer its compilation takes longer than what it saves
+
+
+_lock, _users, _before = threading.Lock(), list[int](), list[int]()
 
 
 class Runtime(Protocol):
@@ -60,17 +64,20 @@ class TorchRuntime:
         self.network: GenderNet = GenderNet(weights=None)
         self.network.load_resnet18_state(state, source)
         self.network.eval()
+        self.told_by = source
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.threads = os.cpu_count() or 1
-        file = Path(model).with_suffix(".json")
-        self.told_by = str(file)
-        self.facts = read_json(file.read_text(encoding="utf-8"), self.told_by) if file.exists() else None
+        self.threads = cores()
+        said = None
         if Path(model).suffix == ".safetensors":
             from safetensors import safe_open
 
             with safe_open(model, "pt") as whole:
                 self.told_by, said = source, (whole.metadata() or {}).get("facts")
-            self.told_by, self.facts = source, read_json(said, source)
+        for path in (Path(model), Path(model).resolve()):  # a link may lie apart
+            file = path.with_suffix(".json")
+            if said is None and file.exists():
+                self.told_by, said = str(file), file.read_text(encoding="utf-8", errors="replace")
+        self.facts = None if said is None else read_json(said, self.told_by)
 
     def few(self, preprocessing: Preprocessing) -> Run:
         """See `Runtime`."""
@@ -90,8 +97,6 @@ class TorchRuntime:
         from gender_cls.backbones import best_precision, openvino_backbone, torch_backbone
 
         chosen = best_precision(self.device) if precision == "auto" else precision
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)  # the callers are as many as cores
         if self.device.type == "cpu" and pictures >= OPENVINO_FROM and find_spec("openvino"):
             backbone = openvino_backbone(self.network, preprocessing, chosen, streams=self.threads)
         else:
@@ -101,10 +106,8 @@ class TorchRuntime:
             with torch.inference_mode():
                 return self.network.head(backbone(torch.from_numpy(pixels))).squeeze(1).numpy()
 
-        try:
+        with _one_thread_each():
             yield run
-        finally:
-            torch.set_num_threads(before)
 
 
 class OnnxRuntime:
@@ -114,10 +117,18 @@ class OnnxRuntime:
         if not find_spec("onnxruntime"):
             raise UserError(f'{source} needs the extra `onnx`: pip install -e ".[onnx]"')
         self.model = os.fspath(model)
-        self.threads = os.cpu_count() or 1
+        self.threads = cores()
         try:
             self.session = self._session(self.threads)
             said = self.session.get_modelmeta().custom_metadata_map["facts"]
+            (image,) = self.session.get_inputs()
+            side = json.loads(said)["preprocessing"]["size"]
+            if (image.name, image.type, image.shape[1:]) != ("image", "tensor(float)", [3, side, side]):
+                raise ValueError(f"{image}")
+            if isinstance(image.shape[0], int) or {"p_male", "logit"} - {
+                each.name for each in self.session.get_outputs()
+            }:
+                raise ValueError("another batch or output")
         except Exception as error:  # of its own kinds
             raise UserError(f"{source} is no model that python -m gender_cls.export made") from error
         self.told_by, self.facts = source, read_json(said, source)
@@ -144,6 +155,30 @@ class OnnxRuntime:
         return session.run(["logit"], {"image": pixels.astype(np.float32) / 255})[0]
 
 
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """One thread of torch for each caller, since there are as many as cores; runs may overlap."""
+    import torch
+
+    with _lock:
+        if not _before:
+            _before.append(torch.get_num_threads())
+            torch.set_num_threads(1)
+        _users.append(1)
+    try:
+        yield
+    finally:
+        with _lock:
+            _users.pop()
+            if not _users:
+                torch.set_num_threads(_before.pop())
+
+
 def read_json(text: str | None, source: str) -> dict[str, Any]:
     """What a model says of itself.
 
@@ -152,5 +187,5 @@ def read_json(text: str | None, source: str) -> dict[str, Any]:
     """
     try:
         return dict(json.loads(text or ""))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(UNCLEAR.format(source)) from error

@@ -5,18 +5,22 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pyarrow.parquet
 import pytest
 import torch
 from conftest import ROOT, script
+from filelock import FileLock
 from PIL import Image
 
 import gender_cls
@@ -146,11 +150,50 @@ def test_a_killed_run_is_continued(many: list[str], model: str, in_tmp: Path, tr
     assert not list(Path().glob("*.part*"))
 
 
-def test_another_models_journal_is_refused(many: list[str], model: str, in_tmp: Path, fails: Fails) -> None:
-    Path("o.csv.part-0123456789ab").write_text("path,label\r\n")
-    line = fails(script, "predict.py", "img=many", model, "out=o.csv")
-    assert "o.csv.part-0123456789ab holds unfinished rows of another model" in line
-    assert Path("o.csv.part-0123456789ab").exists()
+@pytest.fixture
+def unfinished(many: list[str], model: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a run has left that was stopped by Ctrl-C."""
+    write = journal.Journal.write
+
+    def stop(self: journal.Journal, rows: Iterable[journal.Row]) -> None:
+        write(self, rows)
+        if len(self) >= 48:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "write", stop)
+        with pytest.raises(SystemExit, match="stopped"):
+            script("predict.py", "img=many", model, "out=o.csv")
+    (file,) = Path().glob("o.csv*")
+    return file
+
+
+def test_what_another_run_has_left_is_refused(
+    unfinished: Path, trained: Path, model: str, fails: Fails, drawn: Path
+) -> None:
+    content = unfinished.read_bytes()
+    other = Path("other.pth")
+    other.write_bytes((trained / MODEL).read_bytes())  # without its JSON: other preprocessing
+    for words in ((f"model={other}",), (model, "sure=90"), (model, "prior=0.8"), (model, "precision=fp32")):
+        line = fails(script, "predict.py", "img=many", "out=o.csv", *words)
+        assert f"{unfinished} holds unfinished rows of another model" in line
+    line = fails(script, "predict.py", f"img={drawn / 'val'}", "img=many", "out=o.csv", model)
+    assert f"{unfinished} holds unfinished rows of other pictures" in line
+    held = FileLock("o.csv.lock", thread_local=False)
+    with ThreadPoolExecutor(1) as other_thread:  # as another process
+        other_thread.submit(held.acquire).result()
+        assert "another run is writing it" in fails(script, "predict.py", "img=many", "out=o.csv", model)
+        other_thread.submit(held.release).result()
+    assert unfinished.read_bytes() == content
+
+
+def test_an_output_never_replaces_an_input(many: list[str], model: str, fails: Fails) -> None:
+    assert f"montage={many[0]} is one of the inputs" in fails(
+        script, "predict.py", "img=many", model, f"montage={many[0]}"
+    )
+    Path("list.csv").write_text(f"path\n{many[0]}\n")
+    assert "out=list.csv is one of the inputs" in fails(script, "predict.py", "img=@list.csv", model, "out=list.csv")
+    assert "ends in .png" in fails(script, "predict.py", "img=many", model, "montage=sheet.jpg")
 
 
 def test_a_full_disk_loses_no_row(many: list[str], model: str, in_tmp: Path) -> None:
@@ -165,7 +208,9 @@ def test_a_full_disk_loses_no_row(many: list[str], model: str, in_tmp: Path) -> 
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: out=o.csv: file too large; give a file that can be written; ")
-    assert "rows are kept, and the same command goes on from there" in line
+    kept = int(re.search(r"(\d+) rows are kept, and the same command goes on from there", line).group(1))  # type: ignore[union-attr]
+    (unfinished,) = Path().glob("o.csv.part-*")
+    assert unfinished.read_bytes().count(b"\r\n") - 1 >= kept > 0
     ask("img=many", model, "out=o.csv")
     assert [row["path"] for row in rows_of("o.csv")] == many
 
@@ -177,16 +222,20 @@ def hostile(folder: Path, picture: bytes) -> dict[str, str]:
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "text.jpg").write_text("not a picture")
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    Image.new("1", (11_000, 10_000)).save(folder / "small_bomb.png")
     values = np.full((8, 8), np.nan, np.float32)
     Image.fromarray(values).save(folder / "nan.tiff")
     (folder / "dangling.jpg").symlink_to(folder / "nothing")
     (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
     (folder / "folders").symlink_to(folder)  # never followed
+    os.mkfifo(folder / "pipe.jpg")
     (folder / "pickle.png").write_bytes(b"\x80\x04\x95cos\nsystem\n")
     return {
         "truncated.jpg": "truncated", "empty.jpg": "not a picture", "text.jpg": "not a picture",
-        "bomb.png": "20000 x 20000 pixels, more than 100,000,000", "nan.tiff": "not finite",
+        "bomb.png": "exceeds limit", "small_bomb.png": "11000 x 10000 pixels; give from 1 to 100,000,000",
+        "nan.tiff": "not finite",
         "dangling.jpg": "no such file", "loop.jpg": "too many levels of symbolic links", "pickle.png": "not a picture",
+        "pipe.jpg": "no regular file",
     }  # fmt: skip
 
 
@@ -197,7 +246,7 @@ def test_hostile_files_have_their_own_rows(drawn: Path, model: str, in_tmp: Path
     Image.new("RGB", (1, 20_000), "red").save("bad/line.png")
     frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
     frames[0].save("bad/moving.gif", save_all=True, append_images=frames[1:])
-    Image.open(io.BytesIO(picture)).save("bad/phone.heic")
+    pillow_heif.from_pillow(Image.open(io.BytesIO(picture))).save("bad/phone.heic")
     Image.open(io.BytesIO(picture)).save("bad/<b>markup & $x^2$.jpg")
     ask("img=bad", model, "out=o.csv", "montage=sheet.png", code=1)
     rows = {Path(row["path"]).name: row for row in rows_of("o.csv")}
@@ -299,8 +348,14 @@ def test_the_python_interface_takes_what_people_hold(drawn: Path, trained: Path)
     assert [answer.path for answer in answers] == [str(path), str(path), *[""] * 5]
     for answer in answers:
         assert answer.p_male == pytest.approx(answers[0].p_male, abs=1e-5)
+    for one in given:
+        (answer,) = predictor.predict(one)  # not in a list
+        assert answer.p_male == pytest.approx(answers[0].p_male, abs=1e-5)
     wrong = [array.astype(float), np.zeros((2, 3, 4, 5), np.uint8), None, array / np.nan]
     assert all(answer.error for answer in predictor.predict(wrong))
+    assert [answer.error for answer in predictor.predict(array.astype(np.int64))] == [
+        "holds int64 that is not in 0..1; give uint8, or floats in 0..1"
+    ]
     assert len(list(predictor.predict(picture for _ in range(FEW + CHUNK + 1)))) == FEW + CHUNK + 1  # from a generator
     assert list(predictor.predict([])) == []
 
@@ -311,6 +366,29 @@ def test_many_are_answered_as_few_are(many: list[str], trained: Path) -> None:
     assert exact[:5] == pytest.approx(one_by_one, abs=1e-5)
     usual = [answer.p_male for answer in Predictor(trained / MODEL).predict(many)]
     assert usual == pytest.approx(exact, abs=0.01)
+
+
+def test_an_answer_that_is_no_number_is_an_error(trained: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(trained / MODEL)
+    monkeypatch.setattr(predictor.runtime, "few", lambda _: lambda pixels: np.full(len(pixels), np.nan))
+    (answer,) = predictor.predict(next(drawn.glob("val/male/*.jpg")))
+    assert (answer.label, answer.error) == ("", "the model's answer is not a number")
+
+
+def test_links_in_a_circle_do_not_go_on_for_ever(in_tmp: Path) -> None:
+    Path("a/b").mkdir(parents=True)
+    Path("a/b/x.jpg").write_text("")
+    for name in ("a/one", "a/two", "a/b/three"):
+        Path(name).symlink_to(in_tmp / "a")
+    assert expand("a/**/*.jpg") == ["a/b/x.jpg"]
+    assert expand("a") == ["a/b/x.jpg"]
+
+
+def test_lines_end_as_lines_do(in_tmp: Path) -> None:
+    Path("list.txt").write_bytes("a\u2028b.jpg\r\nc\x0cd.jpg\n".encode())
+    assert expand("@list.txt") == ["a\u2028b.jpg", "c\x0cd.jpg"]
+    Path("wide.txt").write_bytes("ä.jpg\r\n".encode("utf-16"))
+    assert expand("@wide.txt") == ["ä.jpg"]
 
 
 def test_a_row_is_safe_in_a_spreadsheet() -> None:

@@ -79,7 +79,7 @@ ALLOWED = {  # who may import whom: a face travels one way
     "datamodule": {"checks", "datasets", "features", "transforms", "views"},
     "module": {"network", "metrics", "errors"}, "card": set(), "inputs": {"errors", "images"}, "journal": {"errors"},
     "runtimes": {"backbones", "errors", "network", "transforms"},
-    "export": {"backbones", "card", "errors", "network", "predictor", "transforms", "words"},
+    "export": {"backbones", "card", "errors", "network", "predictor", "runtimes", "transforms", "words"},
     "predictor": {"errors", "images", "network", "runtimes", "transforms"},
     "answers": {"degrade", "errors", "features", "journal", "metrics", "network", "people", "sources", "store",
                 "transforms", "views"},
