@@ -59,6 +59,7 @@ class Journal:
                 )
         self.lock = FileLock(out.with_name(f"{out.name}.lock"))
         with self._failing():
+            os.stat(out.parent)  # the lock would make that folder
             try:
                 self.lock.acquire(timeout=0)
             except Timeout:
