@@ -101,10 +101,12 @@ class Predictor:
                 )
             known = self.calibration["prior"]
             self.shift = math.log(prior / (1 - prior)) - math.log(known / (1 - known))
-        self.note = ", without its JSON: the recipe's preprocessing is assumed" if self.assumed_preprocessing else ""
+        self.note = (
+            ", without its JSON beside it: the recipe's preprocessing is assumed" if self.assumed_preprocessing else ""
+        )
         if self.calibration:
             self.note += f", calibrated for a share of men of {prior or self.calibration['prior']:.2g}"
-        else:
+        elif not self.assumed_preprocessing:
             self.note += ", not calibrated: its confidence is a score"
 
     @property

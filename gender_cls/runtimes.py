@@ -8,22 +8,17 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from gender_cls.errors import UserError
 from gender_cls.transforms import Preprocessing
 
-if TYPE_CHECKING:
-    pass
-
 Run = Callable[[np.ndarray], np.ndarray]  # pixels, uint8 (N, 3, size, size), to logits, float32 (N)
 UNCLEAR = "{} does not say the model's preprocessing and calibration; mend it, or delete it to assume the recipe's"
 OPENVINO_FROM = 5000  # pictures; for fewer its compilation takes longer than what it saves
-
-
-_lock, _users, _before = threading.Lock(), list[int](), list[int]()
+_lock, _users, _before = threading.Lock(), list[int](), list[int]()  # of `_one_thread_each`
 
 
 class Runtime(Protocol):

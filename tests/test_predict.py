@@ -19,7 +19,6 @@ from gender_cls.metrics import Evaluation
 from gender_cls.predictor import Predictor
 
 MODEL = "Binary_Classification_model.pth"
-NOT = ", not calibrated: its confidence is a score"
 
 
 @pytest.fixture
@@ -161,7 +160,7 @@ def test_without_its_json_the_recipe_is_assumed_and_said(
 ) -> None:
     Path("old.pth").write_bytes((trained / MODEL).read_bytes())
     _, errors = answers(capsys, f"img={picture}", "model=old.pth")
-    assert errors == ["model: old.pth, without its JSON: the recipe's preprocessing is assumed" + NOT]
+    assert errors == ["model: old.pth, without its JSON beside it: the recipe's preprocessing is assumed"]
     assert Predictor("old.pth").preprocessing.size == 224
 
 
