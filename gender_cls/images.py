@@ -9,11 +9,9 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-PICTURE_ENDINGS = (
-    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
-    *(".avif", ".heic", ".heif"),
-)
 HEIC = (".heic", ".heif")
+WITHOUT_EXTRA = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+PICTURE_ENDINGS = (*WITHOUT_EXTRA, *HEIC)
 MOST_PIXELS = 100_000_000  # of a picture; a small file may hold many more, and take all memory
 
 Picture = Any  # str, os.PathLike, Image.Image, np.ndarray or torch.Tensor
