@@ -38,7 +38,7 @@ from pathlib import Path
 
 from gender_cls.errors import UserError
 from gender_cls.inputs import expand
-from gender_cls.journal import Journal, Row
+from gender_cls.journal import Journal, Row, check_table
 from gender_cls.predictor import CHUNK, Prediction, Predictor, newest_model
 from gender_cls.words import printable, read_words, run_command
 
@@ -84,8 +84,10 @@ def check_outputs(options: dict[str, str], words: Sequence[str], paths: Sequence
     """Refuse what would be lost.
 
     Raises:
-        UserError: an output is one of the inputs, or a montage has another ending than PNG's.
+        UserError: an output is one of the inputs, or can't be written as what its name says.
     """
+    if "out" in options:
+        check_table(Path(options["out"]))
     given = {os.path.abspath(path) for path in (*paths, *(word.removeprefix("@") for word in words))}
     for key in ("out", "montage"):
         if key in options and os.path.abspath(options[key]) in given:

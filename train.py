@@ -26,6 +26,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from gender_cls import cache_folder, dashboard, metrics, report, tables
 from gender_cls.answers import ask, check_pattern
+from gender_cls.backbones import best_precision
 from gender_cls.checks import check
 from gender_cls.datamodule import FaceDataModule
 from gender_cls.errors import UserError
@@ -39,7 +40,9 @@ from gender_cls.sources import Splits
 from gender_cls.sweep import ERROR_FILE
 from gender_cls.transforms import Preprocessing
 from gender_cls.views import Degrading, TrainingViews
+from gender_cls.weights import inputs_of
 
+MODEL_KEYS = ("backbone", "trainable", "class_weight", "backbone_lr", "label_smoothing", "optimizer", "scheduler")
 DATA_KEYS = ("holdout", "batch_size", "size", "crop", "median", "balanced_sampler", "augment")  # that decide a head
 
 
@@ -88,29 +91,22 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     check_values(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     splits = instantiate(cfg.data.source)
-    network = GenderNet(cfg.model.weights)
+    network = GenderNet(cfg.model.weights, cfg.model.backbone, cfg.model.trainable)
+    views = cfg.views if cfg.model.trainable == "head" else 0  # what is trained makes other features at each step
     data = make_data(cfg, splits)
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     words = HydraConfig.get().overrides.task
     calibrating = cfg.calibration.prior is not None
     if not in_sweep or HydraConfig.get().job.num == 0:
         introduce(cfg, data, calibrating, in_sweep)
-    short = in_sweep and cfg.views > 0  # the best head is had again in seconds, so only figures are written
+    short = in_sweep and views > 0  # the best head is had again in seconds, so only figures are written
     trainer = make_trainer(cfg, run_dir, checkpoints=not short)
     extractor = make_extractor(cfg, network, trainer)
-    module = GenderModule(
-        network,
-        instantiate(cfg.model.optimizer),
-        instantiate(cfg.model.scheduler),
-        class_counts=data.class_counts,
-        class_weight=cfg.model.class_weight,
-        eval_splits=data.eval_splits,
-        settings=settings(cfg, data, extractor),
-    )
+    module = make_module(cfg, network, data, settings(cfg, data, extractor, views))
     if cfg.ckpt_path:
         check_checkpoint(cfg.ckpt_path, module, cfg.trainer.max_epochs)
-    if cfg.views:
-        data.compute_features(extractor, cfg.views)
+    if views:
+        data.compute_features(extractor, views)
     held_out = HeldOut(data, extractor) if calibrating and not in_sweep else None
     if not short:
         dashboard.show_views(trainer, data)
@@ -128,7 +124,8 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     show(figures, calibrated)
     if not short:
         dashboard.show_confusion(trainer, figures)
-        save(cfg, run_dir, network, data, {**about, "metrics": figures})
+        weights = {"name": cfg.model.weights, "hash": module.weights_hash, "trainable": cfg.model.trainable}
+        save(cfg, run_dir, network, data, {"weights": weights, **about, "metrics": figures})
         if cfg.report == "full":
             report_in_full(cfg, run_dir, network, data, trainer, extractor, calibrated)
     dashboard.show_figures(trainer, hyper_parameters(cfg), figures)
@@ -146,9 +143,8 @@ def introduce(cfg: DictConfig, data: FaceDataModule, calibrating: bool, in_sweep
 
 def save(cfg: DictConfig, run_dir: Path, network: GenderNet, data: FaceDataModule, about: dict[str, Any]) -> None:
     """Write the model, and say how to ask it."""
-    weights = {"name": cfg.model.weights, "hash": network.backbone_hash()}
     choices = {key: cfg.data.get(key, usual) for key, usual in report.USUAL.items()}
-    facts = {"weights": weights, "features": plain(cfg.features), "report": choices, **about}
+    facts = {"features": plain(cfg.features), "report": choices, **about}
     model = save_model(run_dir, network, data.views.preprocessing, facts)
     command = ["python", "predict.py", f"model={shown(model)}", f"img={shown(data.faces.splits['val'][0].path)}"]
     print(f"\nsaved {shown(model)}\n{shlex.join(command)}")
@@ -191,7 +187,7 @@ def check_values(cfg: DictConfig) -> None:
     }
     for key, low in least.items():
         value = OmegaConf.select(cfg, key)
-        if key == "data.num_workers" and value is None:
+        if key in ("data.num_workers", "data.size") and value is None:
             continue
         if not isinstance(value, int) or value < low:
             raise UserError(f"{key}={value}: give a whole number of at least {low}")
@@ -203,7 +199,7 @@ def check_values(cfg: DictConfig) -> None:
     prior = cfg.calibration.prior
     if prior not in (None, "train") and not (isinstance(prior, int | float) and 0 < prior < 1):
         raise UserError(f"calibration.prior={prior!r}: give a share of men above 0 and below 1, or train")
-    if prior is not None and cfg.views:
+    if prior is not None and cfg.views and cfg.model.trainable == "head":
         for key, usual in (("accumulate_grad_batches", 1), ("gradient_clip_val", None), ("limit_train_batches", 1.0)):
             if cfg.trainer.get(key, usual) != usual:
                 raise UserError(
@@ -232,7 +228,9 @@ def quieten() -> None:
 def make_data(cfg: DictConfig, splits: Splits) -> FaceDataModule:
     """Check and split the faces and make the loaders."""
     faces = check(splits, cfg.data.identity, cfg.data.val_share, cfg.data.holdout, cfg.data.split_seed)
-    preprocessing = Preprocessing(cfg.data.size, float(cfg.data.crop), cfg.data.median)
+    made_for = inputs_of(cfg.model.backbone, cfg.model.weights)
+    made_for |= {} if cfg.data.size is None else {"size": cfg.data.size}
+    preprocessing = Preprocessing(**made_for, crop=float(cfg.data.crop), median=cfg.data.median)
     degrading = Degrading(**plain(cfg.degrade))
     views = TrainingViews(preprocessing, **plain(cfg.data.augment), degrading=degrading, seed=cfg.data.view_seed)
     return FaceDataModule(faces, views, cfg.data.batch_size, cfg.data.num_workers, cfg.data.balanced_sampler, cfg.seed)
@@ -245,18 +243,32 @@ def make_extractor(cfg: DictConfig, network: GenderNet, trainer: pl.Trainer) -> 
     return Extractor(network, folder, **how, device=trainer.strategy.root_device)
 
 
-def settings(cfg: DictConfig, data: FaceDataModule, extractor: Extractor) -> dict[str, Any]:
+def make_module(cfg: DictConfig, network: GenderNet, data: FaceDataModule, shared: dict[str, Any]) -> GenderModule:
+    """What is trained; `shared` is what a resumed run must have in common with this one."""
+    return GenderModule(
+        network,
+        instantiate(cfg.model.optimizer),
+        instantiate(cfg.model.scheduler),
+        class_counts=data.class_counts,
+        class_weight=cfg.model.class_weight,
+        backbone_lr=cfg.model.backbone_lr,
+        label_smoothing=cfg.model.label_smoothing,
+        eval_splits=data.eval_splits,
+        settings=shared,
+    )
+
+
+def settings(cfg: DictConfig, data: FaceDataModule, extractor: Extractor, views: int) -> dict[str, Any]:
     """What decides the order, the views, who is held out and how a step is taken: a resumed run must share it."""
     keys = ("split_seed", "view_seed", *DATA_KEYS)
     return {
         "data": data.faces.fingerprint,
         "seed": cfg.seed,
-        "views": cfg.views,
-        "features": extractor.how if cfg.views else None,
+        "views": views,
+        "features": extractor.how if views else None,
         **{f"data.{key}": plain(cfg.data)[key] for key in keys},
         "degrade": plain(cfg.degrade),
-        "model.class_weight": cfg.model.class_weight,
-        "model.optimizer": plain(cfg.model.optimizer),
+        **{f"model.{key}": plain(cfg.model)[key] for key in MODEL_KEYS},
     }
 
 
@@ -286,10 +298,19 @@ def make_trainer(cfg: DictConfig, run_dir: Path, checkpoints: bool) -> pl.Traine
         logger=instantiate(cfg.logger),
         default_root_dir=run_dir,
         enable_checkpointing=checkpoints,
+        precision=precision(cfg),
     )
     if trainer.world_size > 1:
         raise UserError("trainer.devices must be 1: the order of the draws is one device's")
     return trainer
+
+
+def precision(cfg: DictConfig) -> str:
+    """Of the training; auto is bf16 where the hardware computes with it."""
+    if cfg.trainer.precision != "auto":
+        return str(cfg.trainer.precision)
+    on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if best_precision(torch.device("cuda" if on_gpu else "cpu")) == "bf16" else "32-true"
 
 
 @contextmanager
@@ -326,11 +347,11 @@ def fit(trainer: pl.Trainer, module: GenderModule, data: FaceDataModule, ckpt_pa
     """Train.
 
     Raises:
-        UserError: the head's values are no longer finite.
+        UserError: what was trained is no longer finite.
     """
     trainer.fit(module, data, ckpt_path=ckpt_path)
-    if not all(parameter.isfinite().all() for parameter in module.network.head.parameters()):
-        raise UserError("the training diverged: the head holds values that are not finite; lower model.optimizer.lr")
+    if not all(parameter.isfinite().all() for parameter in module.parameters() if parameter.requires_grad):
+        raise UserError("the training diverged: weights are not finite any more; lower model.optimizer.lr")
 
 
 def shown(path: str | Path) -> str:

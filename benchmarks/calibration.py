@@ -45,7 +45,7 @@ def of_a_run(folder: Path, model: Path) -> dict[str, Asked]:
     cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
     data = make_data(cfg, instantiate(cfg.data.source))
     answers = answers_of(model, 0.0, data.faces.splits["val"])
-    network = GenderNet(cfg.model.weights)
+    network = GenderNet(cfg.model.weights, cfg.model.backbone)
     extractor = Extractor(network, cache_folder())
     data.compute_features(extractor, cfg.views)
     optimizer, scheduler = instantiate(cfg.model.optimizer), instantiate(cfg.model.scheduler)

@@ -21,7 +21,7 @@ from gender_cls.checks import check
 from gender_cls.degrade import DEGRADATIONS
 from gender_cls.features import Extractor
 from gender_cls.metrics import auroc, class_scores, confusion
-from gender_cls.network import FEATURES, GenderNet
+from gender_cls.network import GenderNet
 from gender_cls.people import IDENTITY, fold_people
 from gender_cls.sources import Face, folder
 from gender_cls.tables import table
@@ -95,7 +95,7 @@ class Features:
 def fit(views: torch.Tensor, labels: torch.Tensor, recipe: Recipe, seed: int) -> torch.nn.Linear:
     """A head, trained as train.py does, but for which of the views (N, K, 512) a draw reads: a random one."""
     torch.manual_seed(seed)
-    head = torch.nn.Linear(FEATURES, 1)
+    head = torch.nn.Linear(views.shape[-1], 1)
     optimizer = torch.optim.Adam(head.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
     weights = 1 / torch.bincount(labels.long())[labels.long()] if recipe.balanced else torch.ones(len(labels))
     for epoch in range(recipe.epochs):

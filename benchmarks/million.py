@@ -25,7 +25,7 @@ from gender_cls.checks import FaceSet
 from gender_cls.datamodule import FaceDataModule
 from gender_cls.features import SHARD_PICTURES, Extractor
 from gender_cls.module import GenderModule
-from gender_cls.network import FEATURES, GenderNet
+from gender_cls.network import GenderNet
 from gender_cls.sources import Face
 from gender_cls.store import DIGEST
 from gender_cls.transforms import Preprocessing
@@ -63,7 +63,7 @@ def epoch(number: int, folder: Path) -> None:
     extractor = Extractor(network, folder)
     training, evaluation = extractor.store(views), extractor.store(EvaluationViews(views.preprocessing))
     digests = np.array([f"{index:032x}".encode() for index in range(number)], dtype=DIGEST)
-    rows = torch.rand(SHARD_PICTURES, VIEWS, FEATURES).half()
+    rows = torch.rand(SHARD_PICTURES, VIEWS, 512).half()
     for first in range(0, number, SHARD_PICTURES):
         some = digests[first : first + SHARD_PICTURES]
         training.write(some, tuple(range(VIEWS)), rows[: len(some)])

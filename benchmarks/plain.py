@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("root", help="folder with train/ and val/")
     parser.add_argument("--weights", help="state dict of a torchvision resnet18; without it ImageNet's are downloaded")
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--all", action="store_true", help="train the whole network, not the head alone")
     arguments = parser.parse_args()
     torch.manual_seed(0)
 
@@ -38,18 +39,21 @@ def main() -> None:
     net = resnet18(weights=None if arguments.weights else "IMAGENET1K_V1")
     if arguments.weights:
         net.load_state_dict(torch.load(arguments.weights, weights_only=True))
-    net.requires_grad_(False).eval()  # many forget eval(), which takes a little longer and spoils BatchNorm
+    if not arguments.all:
+        net.requires_grad_(False).eval()  # many forget eval(), which takes a little longer and spoils BatchNorm
     net.fc = nn.Linear(512, 1)
     loss_of = nn.BCEWithLogitsLoss(pos_weight=len(train) / (2 * counts[1]))
-    optimizer = torch.optim.Adam(net.fc.parameters(), lr=1e-4)
+    optimizer = torch.optim.Adam((net if arguments.all else net.fc).parameters(), lr=1e-4)
 
     for epoch in range(arguments.epochs):
         started = time.perf_counter()
+        net.train(arguments.all)
         for images, labels in train_loader:
             loss = loss_of(net(images).squeeze(1), labels.float())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        net.eval()
         confusion = torch.zeros(2, 2)
         with torch.no_grad():
             for images, labels in val_loader:

@@ -76,7 +76,7 @@ def main() -> None:
         one.write_text(paths[0])
         model, onnx = Path(folder, "model.pth"), Path(folder, "model.onnx")
         torch.manual_seed(0)
-        torch.save(GenderNet(None).resnet18_state(), model)
+        torch.save(GenderNet(None).plain_state(), model)
         model.with_suffix(".json").write_text(json.dumps({"preprocessing": asdict(Preprocessing())}))
         python, script = sys.executable, str(PROJECT / "predict.py")
         subprocess.run(

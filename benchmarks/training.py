@@ -1,5 +1,8 @@
 """Seconds and memory of the recipe's 30 epochs: the plain loop, and this project with 8 stored views, cold and warm.
 
+Then an epoch in which the whole network is trained, with the validation after it: the plain loop, the recipe's views
+in bf16 where the processor computes with it, and experiment=finetune.
+
 Whole processes, one after another, on the same data, weights and machine; the plain loop is timed over two epochs and
 scaled. Cold means empty caches: pictures are checked, features computed. Linux only (memory is read from /proc).
 
@@ -65,36 +68,65 @@ def memory_mb(pid: int) -> float:
         return 0.0
 
 
+def the_recipe(plain: list[str], ours: list[str], folder: str) -> list[list[object]]:
+    """Rows of 30 epochs of the head."""
+    rows: list[list[object]] = []
+    of_plain = measure([*plain, "--epochs", str(TIMED)], folder)
+    epochs = [float(number) for number in re.findall(r"seconds ([\d.]+)", of_plain.output)]
+    whole = of_plain.seconds + (EPOCHS - TIMED) * sum(epochs) / TIMED
+    rows.append([f"plain loop ({TIMED} epochs, scaled)", f"{whole:.1f}", "1.0", f"{of_plain.peak_mb:.0f}", ""])
+    print(f"an epoch of the plain loop: {sum(epochs) / TIMED:.1f} s")
+    for engine in ("torch", "openvino") if find_spec("openvino") else ("torch",):
+        words = [*ours, "experiment=seed", "views=8", f"features.engine={engine}", f"trainer.max_epochs={EPOCHS}"]
+        words += [f"features.dir=features_{engine}"]
+        for state in ("cold", "warm"):
+            if state == "cold" and Path(folder, "cache/gender_cls/pictures.sqlite").exists():
+                Path(folder, "cache/gender_cls/pictures.sqlite").unlink()
+            run = measure([*words, f"hydra.run.dir={engine}_{state}"], folder)
+            f1 = json.loads(Path(folder, f"{engine}_{state}", "metrics.json").read_text())["val"]["f1_macro"]
+            rows.append(
+                [f"{engine}, {state}", f"{run.seconds:.1f}", f"{whole / run.seconds:.1f}", f"{run.peak_mb:.0f}", f1]
+            )
+    return rows
+
+
+def fine_tuning(plain: list[str], ours: list[str], folder: str) -> list[list[object]]:
+    """Rows of an epoch that trains everything; of two, so that a start-up counts half."""
+    of_plain = measure([*plain, "--all", "--epochs", "1"], folder)
+    seconds = float(re.findall(r"seconds ([\d.]+)", of_plain.output)[0])
+    rows: list[list[object]] = [["plain loop", f"{seconds:.1f}", "1.0", f"{of_plain.peak_mb:.0f}"]]
+    kinds = {
+        "the recipe's views, precision=auto": ["experiment=seed", "model.trainable=all", "trainer.precision=auto"],
+        "experiment=finetune": ["experiment=finetune", "calibration=none", "report=short"],
+    }
+    for name, words in kinds.items():
+        run = measure([*ours, *words, "data.holdout=0", f"trainer.max_epochs={TIMED}", "hydra.run.dir=tuned"], folder)
+        fitted = json.loads(Path(folder, "tuned", "metrics.json").read_text())["fit"]
+        epoch = fitted["seconds"] / fitted["epochs"]
+        rows.append([name, f"{epoch:.1f}", f"{seconds / epoch:.1f}", f"{run.peak_mb:.0f}"])
+    return rows
+
+
 def main() -> None:
-    """Measure all and print a table."""
+    """Measure all and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder with train/ and val/")
     parser.add_argument("--weights", type=Path, help="state dict of a resnet18; without it ImageNet's are used")
+    parser.add_argument("--trainable", choices=("head", "all"), help="only the table of that (default: both)")
     arguments = parser.parse_args()
     root, weights = arguments.root.resolve(), arguments.weights and arguments.weights.resolve()
 
-    rows: list[list[object]] = []
     with tempfile.TemporaryDirectory() as folder:
-        plain = [sys.executable, str(PROJECT / "benchmarks/plain.py"), str(root), "--epochs", str(TIMED)]
-        of_plain = measure(plain + (["--weights", str(weights)] if weights else []), folder)
-        epochs = [float(number) for number in re.findall(r"seconds ([\d.]+)", of_plain.output)]
-        whole = of_plain.seconds + (EPOCHS - TIMED) * sum(epochs) / TIMED
-        rows.append([f"plain loop ({TIMED} epochs, scaled)", f"{whole:.1f}", "1.0", f"{of_plain.peak_mb:.0f}", ""])
-        print(f"an epoch of the plain loop: {sum(epochs) / TIMED:.1f} s")
-        for engine in ("torch", "openvino") if find_spec("openvino") else ("torch",):
-            words = [sys.executable, str(PROJECT / "train.py"), "experiment=seed", "views=8", f"data.root='{root}'"]
-            words += [f"model.weights='{weights}'"] if weights else []
-            words += [f"features.engine={engine}", f"trainer.max_epochs={EPOCHS}", f"features.dir=features_{engine}"]
-            words += ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
-            for state in ("cold", "warm"):
-                if state == "cold" and Path(folder, "cache/gender_cls/pictures.sqlite").exists():
-                    Path(folder, "cache/gender_cls/pictures.sqlite").unlink()
-                run = measure([*words, f"hydra.run.dir={engine}_{state}"], folder)
-                f1 = json.loads(Path(folder, f"{engine}_{state}", "metrics.json").read_text())["val"]["f1_macro"]
-                rows.append(
-                    [f"{engine}, {state}", f"{run.seconds:.1f}", f"{whole / run.seconds:.1f}", f"{run.peak_mb:.0f}", f1]
-                )
-    print(table(("30 epochs", "seconds", "times faster", "peak MB", "val macro-F1"), rows))
+        plain = [sys.executable, str(PROJECT / "benchmarks/plain.py"), str(root)]
+        plain += ["--weights", str(weights)] if weights else []
+        ours = [sys.executable, str(PROJECT / "train.py"), f"data.root='{root}'", "trainer.accelerator=cpu"]
+        ours += ["trainer.enable_progress_bar=false", *([f"model.weights='{weights}'"] if weights else [])]
+        if arguments.trainable != "all":
+            header = ("30 epochs", "seconds", "times faster", "peak MB", "val macro-F1")
+            print(table(header, the_recipe(plain, ours, folder)))
+        if arguments.trainable != "head":
+            header = ("an epoch of the whole network", "seconds", "times faster", "peak MB")
+            print(table(header, fine_tuning(plain, ours, folder)))
 
 
 if __name__ == "__main__":

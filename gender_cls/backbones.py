@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from gender_cls.network import GenderNet
 from gender_cls.transforms import Preprocessing
 
-Backbone = Callable[[torch.Tensor], torch.Tensor]  # uint8 views (N, 3, size, size) to features, float32 (N, 512)
+Backbone = Callable[[torch.Tensor], torch.Tensor]  # uint8 views (N, 3, size, size) to features, float32 (N, F)
 
 
 def best_precision(device: torch.device) -> str:
@@ -25,9 +25,9 @@ def folded(backbone: nn.Module) -> nn.Module:
     """A copy of a frozen backbone whose BatchNorms are part of the convolutions before them."""
     copy = deepcopy(backbone)
     for module in list(copy.modules()):
-        for first, second in (("conv1", "bn1"), ("conv2", "bn2"), ("0", "1")):
+        for first, second in (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1")):
             conv, norm = getattr(module, first, None), getattr(module, second, None)
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            if isinstance(conv, nn.Conv2d) and type(norm) is nn.BatchNorm2d:  # timm's do more
                 setattr(module, first, fuse_conv_bn_eval(conv, norm))
                 setattr(module, second, nn.Identity())
     return copy

@@ -7,13 +7,13 @@ from typing import Any
 CARD = """---
 license: other
 pipeline_tag: image-classification
-tags: [resnet18, pytorch, gender]
+tags: [{backbone}, pytorch, gender]
 ---
 
 # Female or male in face pictures
 
-A torchvision ResNet-18 up to its pooled features and `Linear(512, 1)`; {answer}. The labels say how a data set filed a
-face, not who someone is.
+The network {backbone} up to its last layer, {trainable}, and one linear layer; {answer}. The labels say how a data set
+filed a face, not who someone is.
 
 ## Made of
 
@@ -49,6 +49,9 @@ coverings, and anything cut, turned or lit otherwise than press photographs.
 """
 
 
+TRAINABLE = {"head": "frozen", "all": "all of it trained"}
+
+
 def model_card(facts: Mapping[str, Any]) -> str:
     """The card of a model.
 
@@ -65,6 +68,8 @@ def model_card(facts: Mapping[str, Any]) -> str:
         for row in data["counts"]
     )
     return CARD.format(
+        backbone=facts["backbone"],
+        trainable=TRAINABLE.get(weights["trainable"], f"trained from {weights['trainable']} on"),
         answer=facts["answer"],
         weights=f"{Path(weights['name']).name if weights['name'] else 'random'} (hash {weights['hash']})",
         fingerprint=data["fingerprint"],

@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from gender_cls.images import PictureError, load_rgb
-from gender_cls.network import FEATURES
 from gender_cls.sources import Face
 from gender_cls.store import Store
 from gender_cls.views import CLEAN, Views
@@ -18,7 +17,7 @@ log = logging.getLogger(__name__)
 
 Key = int | tuple[int, int]  # index in the split and, of a training view, the number of the draw
 Item = tuple[torch.Tensor, float, int]  # view (3, size, size), label 0.0 or 1.0, index in the split
-Batch = list[torch.Tensor]  # views (N, 3, size, size) or features (N, 512), labels (N), indices (N); N may be 0
+Batch = list[torch.Tensor]  # views (N, 3, size, size) or features (N, F), labels (N), indices (N); N may be 0
 
 
 class FaceDataset(Dataset[Item | None]):
@@ -89,5 +88,5 @@ class FeatureDataset(Dataset[Item]):
         indices, columns = np.array(draws).T
         places = self.places[indices, columns % self.places.shape[1]]
         stored = torch.from_numpy(indices[places >= 0])
-        features = self.store.read(places[places >= 0]) if len(stored) else torch.empty(0, FEATURES)
+        features = self.store.read(places[places >= 0]) if len(stored) else torch.empty(0, 0)
         return [features, self.labels[stored], stored]

@@ -44,7 +44,7 @@ def save_model(folder: Path, network: GenderNet, preprocessing: Preprocessing, a
 
     Args:
         folder: Where to.
-        network: Its `resnet18_state` is saved.
+        network: Its `plain_state` is saved.
         preprocessing: What the network was trained with.
         about: Further facts for the JSON.
 
@@ -53,9 +53,9 @@ def save_model(folder: Path, network: GenderNet, preprocessing: Preprocessing, a
     """
     path = folder / MODEL_NAME
     unfinished = path.with_suffix(".part")
-    torch.save(network.resnet18_state(), unfinished)
+    torch.save(network.plain_state(), unfinished)
     facts = {
-        "backbone": "resnet18",
+        "backbone": network.name,
         "classes": CLASSES,
         "answer": "male where sigmoid(logit) > 0.5, else female",
         "preprocessing": asdict(preprocessing),
@@ -152,7 +152,7 @@ def to_safetensors(predictor: Predictor, path: Path) -> None:
 
     unfinished = path.with_name(path.name + ".part")
     try:
-        unfinished.write_bytes(save(predictor.network.resnet18_state(), {"facts": json.dumps(predictor.facts)}))
+        unfinished.write_bytes(save(predictor.network.plain_state(), {"facts": json.dumps(predictor.facts)}))
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from gender_cls.backbones import Backbone, best_precision, openvino_backbone, torch_backbone
 from gender_cls.errors import UserError
 from gender_cls.images import PictureError, content_digest, load_rgb
-from gender_cls.network import FEATURES, GenderNet
+from gender_cls.network import GenderNet
 from gender_cls.store import DIGEST, Store
 from gender_cls.views import Views
 
@@ -74,7 +74,7 @@ class Extractor:
         else:
             self.build = partial(torch_backbone, network, precision=self.precision, device=self.device)
         self.how = {"precision": self.precision, "dtype": dtype, "engine": engine, "version": VERSION}
-        self.backbone_hash = network.backbone_hash()
+        self.network = network
         self._said: set[str] = set()  # stores of which it was said that they have all
 
     def store(self, views: Views) -> Store:
@@ -83,7 +83,7 @@ class Extractor:
         Raises:
             UserError: the folder can't be written, or a shard not read.
         """
-        return Store(self.folder, {"backbone": self.backbone_hash, **views.facts, **self.how})
+        return Store(self.folder, {"backbone": self.network.backbone_hash(), **views.facts, **self.how})
 
     def compute(self, views: Views, pictures: Pictures, wanted: Wanted, num_workers: int = 0) -> Store:
         """Bring a store up to what is wanted, and no further.
@@ -136,7 +136,7 @@ class Extractor:
                     some, output = next(computed)
                     if some:
                         features = _in_batches(backbone, output, GPU_BATCH) if backbone else output
-                        parts.append(features.reshape(len(some), len(columns), FEATURES))
+                        parts.append(features.reshape(len(some), len(columns), -1))
                         read += some
                     done += len(digests)
                     bar.set_postfix_str(f"{done / (time.monotonic() - started):.1f} pictures/s", refresh=False)

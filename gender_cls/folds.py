@@ -19,7 +19,6 @@ from gender_cls.degrade import DEGRADATIONS
 from gender_cls.errors import UserError
 from gender_cls.features import Extractor
 from gender_cls.module import GenderModule
-from gender_cls.network import FEATURES
 from gender_cls.people import fold_people, some_people
 from gender_cls.sources import Face
 from gender_cls.transforms import derive_seed
@@ -38,7 +37,7 @@ class HeldOut:
 
     Args:
         data: With the stored features, if there are any.
-        extractor: Of the evaluation views, which are computed here.
+        extractor: Of the evaluation views.
 
     Attributes:
         faces: N of them.
@@ -47,39 +46,49 @@ class HeldOut:
         folds: (N), of each picture; of many pictures there are fewer than `FOLDS`, since few are asked about.
 
     Raises:
-        UserError: there are too few people, or not one picture can be read any more.
+        UserError: there are too few people.
     """
 
     def __init__(self, data: FaceDataModule, extractor: Extractor) -> None:
-        self.data = data
+        self.data, self.extractor = data, extractor
         self.split = "train" if data.features else "dev"
         everybody = data.faces.splits.get(self.split, [])
         if not everybody:
             raise UserError(
                 "calibration is fitted on people that the head is not trained on, and there are none: "
-                "give data.holdout=0.1, or views=8, or calibration=none"
+                "give data.holdout=0.1, or views=8 with a frozen backbone, or calibration=none"
             )
-        faces = some_people(everybody, MOST_PICTURES, "calibration")
+        self.faces = faces = some_people(everybody, MOST_PICTURES, "calibration")
         number = min(_least_people(faces, self.split), math.ceil(FOLDS * len(faces) / len(everybody)))
-        folds = np.array(fold_people(faces, number, seed=0))
+        self.folds = np.array(fold_people(faces, number, seed=0))
+
+    def find(self) -> None:
+        """Have the features of their views, clean and degraded; of a backbone that is trained, after that.
+
+        Raises:
+            UserError: hardly a picture can be read any more.
+        """
+        data, faces = self.data, self.faces
         pictures = {face.digest.encode(): face.path for face in faces}
         degraded = {digest: _condition(digest.decode()) for digest in pictures}
         wanted = {digest: (CLEAN, condition) for digest, condition in degraded.items()}
-        self.store = extractor.compute(EvaluationViews(data.views.preprocessing), pictures, wanted, data.num_workers)
+        self.store = self.extractor.compute(
+            EvaluationViews(data.views.preprocessing), pictures, wanted, data.num_workers
+        )
         digests = np.array([face.digest.encode() for face in faces])
         conditions = np.array([degraded[digest] for digest in digests.tolist()])
         places = np.stack([self.store.find(digests, CLEAN), np.full(len(faces), -1)])
         for condition in set(conditions.tolist()):
             places[1, conditions == condition] = self.store.find(digests[conditions == condition], condition)
         there = np.all(places >= 0, axis=0)
-        self.places, self.folds = places[:, there], folds[there]
+        self.places, self.folds = places[:, there], self.folds[there]
         self.faces = [face for face, it in zip(faces, there) if it]
         self.labels = np.array([face.label for face in self.faces], dtype=int)
         if len(set(self.labels.tolist())) < len(CLASSES):
             raise UserError(f"hardly a picture of {self.split} can be read any more; are the files still there?")
 
     def logits(self, module: GenderModule, steps: int) -> torch.Tensor:
-        """Ask.
+        """Ask, after `find`.
 
         Args:
             module: With the final head, and all else that heads are trained with.
@@ -106,7 +115,7 @@ class HeldOut:
                 seed = derive_seed("fold", self.data.sampler.seed, fold)
                 with torch.random.fork_rng(devices=[]):
                     torch.default_generator.manual_seed(seed)
-                    head = nn.Linear(FEATURES, 1)
+                    head = nn.Linear(module.network.head.in_features, 1)
                 train_head(head, self.data, self.data.make_sampler(kept, seed), module, steps, bar)
                 for row, places in zip(found, self.places):
                     row[asked] = logits_of(head, self.store, places[asked])
@@ -123,7 +132,7 @@ def train_head(
 ) -> None:
     """Train a head on stored features as Lightning trains that of the module."""
     optimizer = module.optimizer(head.parameters())
-    scheduler = module.scheduler(optimizer) if module.scheduler else None
+    scheduler, interval = module.make_scheduler(optimizer, steps)
     done, before = 0, -1
     for epoch in count():
         if done == before:  # not one picture could be read
@@ -142,7 +151,9 @@ def train_head(
                 optimizer.step()
                 done += 1
                 bar.update()
-        if scheduler:
+                if interval == "step":
+                    scheduler.step()
+        if scheduler and interval == "epoch":
             scheduler.step()
 
 
@@ -160,10 +171,11 @@ def calibrate(held_out: HeldOut, module: GenderModule, steps: int, prior: float 
         figures there of the raw logits, moved by the prior's log-odds, and of the calibrated ones.
 
     Raises:
-        UserError: a head's values are no longer finite.
+        UserError: a head's values are no longer finite, or hardly a picture can be read any more.
     """
     counts = held_out.data.class_counts
     share = counts[1] / sum(counts) if prior == "train" else float(prior)
+    held_out.find()
     logits = held_out.logits(module, steps)
     slope, bias = calibration.fit(logits, held_out.labels)
     bias += calibration.log_odds(share)

@@ -22,6 +22,20 @@ ROWS = 10_000  # that go into a Parquet file at once
 Row = tuple[str, str, str, str, str]  # as COLUMNS; numbers as text, empty where there are none
 
 
+def check_table(out: Path) -> None:
+    """Refuse a table that could not be written.
+
+    Raises:
+        UserError: it is a folder, or of another kind, or needs an extra that is not installed.
+    """
+    if out.is_dir():
+        raise UserError(f"out={out}: is a directory; give a file that can be written")
+    if out.suffix not in ENDINGS:
+        raise UserError(f"out={out}: give a name that ends in {' or '.join(ENDINGS)}")
+    if out.suffix == ".parquet" and not find_spec("pyarrow"):
+        raise UserError(f'out={out} needs the extra `formats`: pip install -e ".[formats]"')
+
+
 class Journal:
     """Rows beside `out`, as CSV, under a name that says what made them; `finish` makes `out` of them.
 
@@ -29,7 +43,7 @@ class Journal:
     are asked for, in whole blocks; the last row may be torn.
 
     Args:
-        out: The table: .csv, .jsonl or .parquet.
+        out: The table: .csv, .jsonl or .parquet; see `check_table`.
         made_by: Hash of the model and of whatever else decides the rows.
         paths: Of the pictures, in order.
         block: Rows that are computed together.
@@ -42,12 +56,6 @@ class Journal:
     """
 
     def __init__(self, out: Path, made_by: str, paths: Sequence[str], block: int) -> None:
-        if out.is_dir():
-            raise UserError(f"out={out}: is a directory; give a file that can be written")
-        if out.suffix not in ENDINGS:
-            raise UserError(f"out={out}: give a name that ends in {' or '.join(ENDINGS)}")
-        if out.suffix == ".parquet" and not find_spec("pyarrow"):
-            raise UserError(f'out={out} needs the extra `formats`: pip install -e ".[formats]"')
         self.out, self.paths = out, paths
         self.labels: Counter[str] = Counter()
         self.file = out.with_name(f"{out.name}.part-{made_by}")

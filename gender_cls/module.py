@@ -9,22 +9,28 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics import MetricCollection
 
 from gender_cls.errors import UserError
 from gender_cls.metrics import collection
-from gender_cls.network import GenderNet, safe_load
+from gender_cls.network import GenderNet
+from gender_cls.weights import safe_load
 
 Batch = list[torch.Tensor]  # what GenderNet takes (N, ...), labels (N), indices (N)
 
 
 class GenderModule(pl.LightningModule):
-    """Binary cross-entropy on the logit, of the head alone.
+    """Binary cross-entropy on the logit, of what is not frozen.
 
     Args:
-        network: With its backbone frozen.
+        network: Whose head, and whatever of its backbone is not frozen, is trained.
         optimizer: Takes the trainable parameters.
-        scheduler: Takes the optimizer; it is stepped once an epoch.
+        scheduler: Takes the optimizer; it is stepped once an epoch. A `OneCycleLR` is stepped after each batch, up to
+            the optimizer's learning rates and down, over the whole training.
+        backbone_lr: Learning rate of what is trained of the backbone; None: the head's.
+        label_smoothing: Share s, in [0, 1), of a label that is spread evenly over both classes: s / 2 and 1 - s / 2 in
+            the place of 0 and 1.
         class_counts: Training pictures (female, male).
         class_weight: Weigh the loss of male pictures by `n / (2 n_male)`, as the recipe does.
         eval_splits: Names of the evaluation loaders, in their order.
@@ -34,8 +40,10 @@ class GenderModule(pl.LightningModule):
     def __init__(
         self,
         network: GenderNet,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        scheduler: Callable[[Optimizer], Any] | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer],
+        scheduler: Callable[..., Any] | None = None,
+        backbone_lr: float | None = None,
+        label_smoothing: float = 0.0,
         class_counts: Sequence[int] = (1, 1),
         class_weight: bool = True,
         eval_splits: Sequence[str] = ("val",),
@@ -45,10 +53,13 @@ class GenderModule(pl.LightningModule):
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.backbone_lr = backbone_lr
+        self.label_smoothing = label_smoothing
         self.pos_weight = sum(class_counts) / (2 * class_counts[1]) if class_weight else 1.0
         self.eval_splits = list(eval_splits)
         self._metrics = nn.ModuleDict({split: collection() for split in self.eval_splits})
-        self.settings = {**(settings or {}), "model.weights": network.backbone_hash()}
+        self.weights_hash = network.backbone_hash()  # before any training
+        self.settings = {**(settings or {}), "model.weights": self.weights_hash}
         self.strict_loading = False  # a checkpoint holds what was trained, see on_save_checkpoint
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -106,15 +117,29 @@ class GenderModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what is trainable, and the scheduler if there is one."""
-        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
-        if self.scheduler is None:
+        groups: list[dict[str, Any]] = [{"params": list(self.network.head.parameters())}]
+        trained = [parameter for parameter in self.network.backbone.parameters() if parameter.requires_grad]
+        if trained:
+            groups.append({"params": trained, **({} if self.backbone_lr is None else {"lr": self.backbone_lr})})
+        optimizer = self.optimizer(groups)
+        scheduler, interval = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        if scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def make_scheduler(self, optimizer: Optimizer, steps: int) -> tuple[Any, str]:
+        """The scheduler of a training of so many steps, if there is one, and when it is stepped: each epoch or step."""
+        if self.scheduler is None:
+            return None, "epoch"
+        if getattr(self.scheduler, "func", None) is not OneCycleLR:
+            return self.scheduler(optimizer), "epoch"
+        most = [group["lr"] for group in optimizer.param_groups]
+        return self.scheduler(optimizer, max_lr=most, total_steps=steps), "step"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen backbone out (45 MB an epoch) and note what a resumed run must have in common."""
+        """Leave what is frozen out (45 MB an epoch) and note what a resumed run must have in common."""
         checkpoint["settings"] = self.settings
-        checkpoint["state_dict"] = _trained_part(checkpoint["state_dict"])
+        checkpoint["state_dict"] = self._trained_part(checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any], source: str = "ckpt_path") -> None:
         """Refuse what would not go on as if never stopped; `source` names it in errors.
@@ -122,7 +147,7 @@ class GenderModule(pl.LightningModule):
         Raises:
             UserError: the checkpoint is another architecture's, or a setting of its run was another one.
         """
-        wanted = {name: tuple(tensor.shape) for name, tensor in _trained_part(self.state_dict()).items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in self._trained_part(self.state_dict()).items()}
         found = {name: tuple(getattr(value, "shape", ())) for name, value in checkpoint["state_dict"].items()}
         if wanted != found:
             raise UserError(
@@ -140,7 +165,12 @@ class GenderModule(pl.LightningModule):
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean weighted cross-entropy of logits (N) and labels (N)."""
         weight = torch.tensor(self.pos_weight, device=logits.device)
-        return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
+        smooth = labels + self.label_smoothing * (0.5 - labels)
+        return functional.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weight)
+
+    def _trained_part(self, state: dict[str, Any]) -> dict[str, Any]:
+        frozen = self.network.is_frozen
+        return {name: value for name, value in state.items() if not frozen(name.removeprefix("network."))}
 
 
 def check_checkpoint(ckpt_path: str, module: GenderModule, max_epochs: int) -> None:
@@ -159,11 +189,6 @@ def check_checkpoint(ckpt_path: str, module: GenderModule, max_epochs: int) -> N
     done = checkpoint["epoch"] + 1
     if max_epochs < done:  # as many is right: what comes after the last epoch may be missing
         raise UserError(f"{source} has {done} epochs already; give trainer.max_epochs={done} or more to go on")
-
-
-def _trained_part(state: dict[str, Any]) -> dict[str, Any]:
-    """The part of a module's state dict that is not the frozen backbone."""
-    return {name: value for name, value in state.items() if not name.startswith("network.backbone.")}
 
 
 def _brief(shapes: dict[str, tuple[int, ...]]) -> str:

@@ -44,7 +44,9 @@ class Runtime(Protocol):
 
 
 class TorchRuntime:
-    """A state dict of torchvision's resnet18 with `fc = Linear(512, 1)`; see `Runtime`.
+    """A state dict of torchvision's resnet18 with `fc = Linear(512, 1)`, or of the network that its JSON names.
+
+    See `Runtime`.
 
     Attributes:
         network: That holds it.
@@ -53,12 +55,10 @@ class TorchRuntime:
     def __init__(self, model: str | os.PathLike[str], source: str) -> None:
         import torch
 
-        from gender_cls.network import GenderNet, read_state_dict
+        from gender_cls.network import GenderNet
+        from gender_cls.weights import read_state_dict
 
         state = read_state_dict(model, source)
-        self.network: GenderNet = GenderNet(weights=None)
-        self.network.load_resnet18_state(state, source)
-        self.network.eval()
         self.told_by = source
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.threads = cores()
@@ -73,6 +73,9 @@ class TorchRuntime:
             if said is None and file.exists():
                 self.told_by, said = str(file), file.read_text(encoding="utf-8", errors="replace")
         self.facts = None if said is None else read_json(said, self.told_by)
+        self.network: GenderNet = GenderNet(None, str((self.facts or {}).get("backbone", "resnet18")))
+        self.network.load_plain_state(state, source)
+        self.network.eval()
 
     def few(self, preprocessing: Preprocessing) -> Run:
         """See `Runtime`."""

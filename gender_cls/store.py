@@ -33,7 +33,7 @@ class Store:
     """Features of pictures (rows, by digest) in views (columns, by number), in a folder named by its facts.
 
     The rows and columns of a shard never change once it is there: it is one file of `torch.save`, written beside and
-    renamed, with `digests` (n, 32), `columns` (c) and `features` (c * n, 512), in which a column's rows lie together.
+    renamed, with `digests` (n, 32), `columns` (c) and `features` (c * n, F), in which a column's rows lie together.
     Other pictures or columns come as further shards. Reading maps the files: what is not touched takes no memory.
 
     Args:
@@ -106,7 +106,7 @@ class Store:
         return places
 
     def read(self, places: np.ndarray) -> torch.Tensor:
-        """Features, float32 (N, 512), of at least one place that `find` gave."""
+        """Features, float32 (N, F), of at least one place that `find` gave."""
         return torch.stack([self._shards[place >> 32][place & 0xFFFFFFFF] for place in places.tolist()]).float()
 
     def write(self, digests: np.ndarray, columns: Sequence[int], features: torch.Tensor) -> None:
@@ -115,7 +115,7 @@ class Store:
         Args:
             digests: (n), of the pictures.
             columns: (c), the views.
-            features: (n, c, 512), of the type to store.
+            features: (n, c, F), of the type to store.
 
         Raises:
             UserError: the disk is full or not writable.

@@ -28,7 +28,8 @@ def read_words(
     for word in words:
         key, _, value = word.partition("=")
         if key not in values or not value:
-            raise UserError(f"{word!r} is none of {'=, '.join(keys)}= with a value; see {command} --help")
+            meant = f"; did you mean {keys[0]}={word}?" if os.path.exists(word) else ""
+            raise UserError(f"{word!r} is none of {'=, '.join(keys)}= with a value{meant}; see {command} --help")
         if values[key] and key not in repeated:
             raise UserError(f"{key}= is given twice; give it once")
         values[key].append(value)

@@ -21,6 +21,7 @@ def test_training(drawn: Path, backbone_file: Path) -> None:
     assert re.search(r"plain loop \(2 epochs, scaled\) +[\d.]+ +1\.0 +\d+", said)
     assert re.search(r"torch, cold +[\d.]+ +[\d.]+ +\d+ +0\.\d+", said)
     assert re.search(r"torch, warm +[\d.]+ +[\d.]+ +\d+ +0\.\d+", said)
+    assert re.search(r"experiment=finetune +[\d.]+ +[\d.]+ +\d+$", said, re.MULTILINE)
 
 
 def test_extraction() -> None:
@@ -48,6 +49,13 @@ def test_calibration(drawn: Path, backbone_file: Path) -> None:
     assert re.search(
         r"train out of fold, calibrated, degraded( +-?[\d.]+( \(-?[\d.]+ to -?[\d.]+\)| to -?[\d.]+)){7}", said
     )
+
+
+def test_results(drawn: Path, backbone_file: Path) -> None:
+    words = ("trainer.max_epochs=1", f"model.weights={backbone_file}", "data.size=32", "--seeds", "0", "1")
+    said = run("results.py", str(drawn), "experiment=robust", *words)
+    assert re.search(r"^clean( +[01]\.\d{3}){5}", said, re.MULTILINE)
+    assert re.search(r"^degraded( +[01]\.\d{3}){9} +-?[01]\.\d{3}$", said, re.MULTILINE)
 
 
 def test_predict(drawn: Path) -> None:

@@ -75,7 +75,7 @@ def test_folding_is_the_map_and_leaves_the_ranking() -> None:
     with torch.no_grad():
         raw = net(images)
         calibration.fold(net.head, 0.83, -0.4)
-        plain.load_state_dict(net.resnet18_state())
+        plain.load_state_dict(net.plain_state())
         folded = plain(images).squeeze(1).sigmoid()
     assert torch.allclose(folded, (0.83 * raw - 0.4).sigmoid(), rtol=0, atol=1e-6)
     assert torch.equal(folded.argsort(), raw.argsort())

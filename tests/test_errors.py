@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from conftest import ROOT, Run, script
 
-from gender_cls import network
+from gender_cls import weights
 from gender_cls.datamodule import FaceDataModule
 
 Fails = Callable[..., str]
@@ -106,8 +106,8 @@ def test_weights_that_can_not_be_downloaded(train: Run, fails: Fails, monkeypatc
         over.wait()
         raise OSError
 
-    monkeypatch.setattr(network, "PROBE_SECONDS", 0.2)
-    monkeypatch.setattr(network.urllib.request, "urlopen", hang)
+    monkeypatch.setattr(weights, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(weights.urllib.request, "urlopen", hang)
     line = fails(train, "model.weights=IMAGENET1K_V1")
     over.set()
     assert "no answer within" in line
@@ -119,7 +119,7 @@ def test_a_refused_download(train: Run, fails: Fails, monkeypatch: pytest.Monkey
     def refuse(*_: object, **__: object) -> None:
         raise OSError("connection refused")
 
-    monkeypatch.setattr(network.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(weights.urllib.request, "urlopen", refuse)
     assert "connection refused" in fails(train, "model.weights=IMAGENET1K_V1")
 
 

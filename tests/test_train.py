@@ -92,13 +92,19 @@ def test_same_seed_same_head_whatever_the_workers(views: int, train: Run) -> Non
     assert not same(runs[0], train(*words, "seed=1", name="seed"))
 
 
-@pytest.mark.parametrize("views", [0, 4])
+ONE_CYCLE = "{_target_: torch.optim.lr_scheduler.OneCycleLR, _partial_: true, pct_start: 0.3}"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [["views=0"], ["views=4"], ["model.trainable=layer4", f"model.scheduler={ONE_CYCLE}", "model.backbone_lr=1e-3"]],
+)
 def test_interrupted_in_an_epoch_and_resumed_is_uninterrupted(
-    views: int, train: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    how: list[str], train: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     schedule = "{_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 3}"
     words = ("trainer.max_epochs=3", "data.holdout=0.2", "model.optimizer.lr=0.01", f"model.scheduler={schedule}")
-    words += ("data.num_workers=1", f"views={views}")
+    words += ("data.num_workers=1", *how)
     whole = train(*words, name="whole")
     step = module.GenderModule.training_step
 
@@ -271,8 +277,9 @@ def test_the_seed_experiment_is_the_recipe() -> None:
         cfg = compose("train", ["experiment=seed"])
     assert cfg.data.source["_target_"] == "gender_cls.sources.folder"
     assert (cfg.data.root, cfg.data.holdout, cfg.data.batch_size, cfg.data.size) == ("Task_A_Dataset", 0, 32, 224)
-    assert cfg.data.augment == {"flip": 0.5, "jitter": [0.2, 0.2, 0.2], "blur": 3}
+    assert cfg.data.augment == {"scale": None, "size": None, "flip": 0.5, "jitter": [0.2, 0.2, 0.2], "blur": 3}
     assert cfg.data.balanced_sampler
+    assert (cfg.model.backbone, cfg.model.trainable, cfg.model.label_smoothing) == ("resnet18", "head", 0)
     assert (cfg.model.weights, cfg.model.class_weight, cfg.model.scheduler) == ("IMAGENET1K_V1", True, None)
     assert cfg.model.optimizer == {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 1e-4}
     assert (cfg.trainer.max_epochs, cfg.views) == (30, 30)
@@ -290,4 +297,4 @@ def test_help_answers_a_newcomer(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "experiment=demo" in said
     assert """'data.root="my photos (1)"'""" in said  # how to quote
-    assert "experiment: demo, robust, seed" in said
+    assert "experiment: demo, finetune, robust, seed" in said

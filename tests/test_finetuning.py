@@ -1,0 +1,193 @@
+"""Training more than the head, and on other backbones than the usual one."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Run, script
+from PIL import Image
+from torch import nn
+from torchvision.models import get_model
+
+from gender_cls import export, report
+from gender_cls.errors import UserError
+from gender_cls.module import GenderModule
+from gender_cls.network import GenderNet
+from gender_cls.predictor import Predictor
+from gender_cls.transforms import Preprocessing
+from gender_cls.views import TrainingViews
+from gender_cls.weights import inputs_of, names_of
+
+MODEL = "Binary_Classification_model.pth"
+LAYER4 = ("model.trainable=layer4", "trainer.max_epochs=1", "data.holdout=0.2", "model.optimizer.lr=1e-2")
+
+
+def state(run: Path) -> dict[str, torch.Tensor]:
+    return dict(torch.load(run / MODEL, weights_only=True))
+
+
+def of_layer4(name: str) -> bool:
+    return name.startswith(("layer4.", "fc."))
+
+
+def test_what_is_trained_changes_and_nothing_else(train: Run, backbone_file: Path) -> None:
+    run = train(*LAYER4, f"model.weights={backbone_file}", "trainer.precision=32-true")
+    before, after = torch.load(backbone_file, weights_only=True), state(run)
+    for name, value in after.items():
+        same = value.shape == before[name].shape and torch.equal(value, before[name].to(value.dtype))
+        assert same != of_layer4(name), name
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
+    assert {name.split(".")[2] for name in checkpoint if "backbone" in name} == {"layer4"}
+
+
+def test_frozen_parts_stay_in_evaluation_mode_and_trained_ones_do_not() -> None:
+    net = GenderNet(None, trainable="layer3")
+    modes = {
+        name: module.training for name, module in net.backbone.named_modules() if isinstance(module, nn.BatchNorm2d)
+    }
+    assert {name for name, training in modes.items() if training} == {
+        n for n in modes if n.startswith(("layer3", "layer4"))
+    }
+    trained = {name for name, parameter in net.backbone.named_parameters() if parameter.requires_grad}
+    assert {name.split(".")[0] for name in trained} == {"layer3", "layer4"}
+    assert not any(module.training for module in net.eval().modules())
+    assert all(parameter.requires_grad for parameter in GenderNet(None, trainable="all").parameters())
+
+
+def test_features_are_stored_only_of_what_is_frozen(train: Run, in_tmp: Path) -> None:
+    def stored() -> list[str]:
+        return sorted(json.loads(path.read_text())["of"] for path in Path("store").glob("*/about.json"))
+
+    words = ("features.dir=store", "trainer.max_epochs=1")
+    train("model.trainable=all", *words, name="trained")
+    assert stored() == []
+    train(*words, name="frozen")
+    assert stored() == ["evaluation", "training"]
+    train(*LAYER4, "calibration=platt", "features.dir=store", name="calibrated")
+    assert stored() == ["evaluation", "evaluation", "training"]  # of the trained backbone, once it is
+
+
+def test_learning_rates_rise_and_fall_by_step_each_to_its_own() -> None:
+    one_cycle = partial(torch.optim.lr_scheduler.OneCycleLR, pct_start=0.25)
+    net = GenderNet(None, trainable="layer4")
+    module = GenderModule(net, partial(torch.optim.AdamW, lr=0.1), one_cycle, backbone_lr=0.01)
+    groups = [{"params": net.head.parameters()}, {"params": net.backbone.layer4.parameters(), "lr": 0.01}]
+    optimizer = module.optimizer(groups)
+    scheduler, interval = module.make_scheduler(optimizer, 8)
+    rates = []
+    for _ in range(8):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    head, backbone = np.array(rates).T
+    assert interval == "step"
+    assert head.argmax() == 1
+    assert head[1] == pytest.approx(0.1)
+    assert head[-1] < 1e-3
+    assert backbone == pytest.approx(head / 10)
+
+
+def test_smoothed_labels() -> None:
+    module = GenderModule(GenderNet(None), partial(torch.optim.Adam), label_smoothing=0.2)
+    logits, labels = torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.0])
+    p = logits.sigmoid()
+    wanted = -(torch.tensor([0.9, 0.1]) * p.log() + torch.tensor([0.1, 0.9]) * (1 - p).log()).mean()
+    assert module.loss(logits, labels) == pytest.approx(float(wanted), abs=1e-6)
+
+
+def test_random_crops_may_be_smaller_than_the_evaluation_view() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 50, 3)).astype(np.uint8))
+    views = TrainingViews(Preprocessing(40), 0.5, (0.2, 0.2, 0.2), 3, scale=[0.5, 1.0], size=24)
+    one = views(picture, "digest", (0, 1))
+    assert one.shape == (2, 3, 24, 24)
+    assert not torch.equal(one[0], one[1])
+    assert torch.equal(one[1], views(picture, "digest", (1,))[0])
+    for wrong in ({"scale": [0.5]}, {"scale": [0, 1]}, {"scale": [0.5, 1.2]}, {"size": 24}):
+        with pytest.raises(UserError, match=r"data\.augment"):
+            TrainingViews(Preprocessing(40), 0.5, (0.2, 0.2, 0.2), 3, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3_small", "densenet121", "convnext_tiny", "vit_b_16"])
+def test_any_network_of_torchvision(name: str) -> None:
+    net = GenderNet(None, name).eval()
+    images = torch.rand(2, 3, 224, 224)
+    state = net.plain_state()
+    plain = get_model(name, weights=None)
+    layer = nn.Linear(net.head.in_features, 1)
+    plain.set_submodule(net.last, layer)
+    plain.load_state_dict(state)
+    with torch.inference_mode():
+        assert torch.allclose(net(images), plain.eval()(images).squeeze(1), atol=1e-5)
+
+
+def test_what_weights_were_made_for() -> None:
+    usual = Preprocessing()
+    assert Preprocessing(**inputs_of("resnet18", "IMAGENET1K_V1")) == usual
+    assert Preprocessing(**inputs_of("resnet18", "some/file.pth")) == usual
+    assert inputs_of("efficientnet_b3", None)["size"] == 300
+    assert inputs_of("efficientnet_lite0", "PACKAGE") == {
+        "size": 224, "interpolation": "bicubic", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5),
+    }  # fmt: skip
+    assert list(names_of("efficientnet_lite0")) == ["PACKAGE"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"name": "resnet19"}, "torchvision has no classification network of that name"),
+        ({"name": "squeezenet1_1"}, "no linear layer"),
+        ({"trainable": "layer5"}, "give head, all, or a part of resnet18 .*layer4"),
+        ({"name": "efficientnet_lite0", "weights": "IMAGENET1K_V1"}, "no name that efficientnet_lite0 has .PACKAGE."),
+    ],
+)
+def test_what_there_is_not(arguments: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        GenderNet(**{"weights": None, **arguments})  # type: ignore[arg-type]
+
+
+def test_without_the_extra(train: Run, fails, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("gender_cls.weights.find_spec", lambda name: None)
+    assert "pip install" in fails(train, "model=efficientnet_lite0")
+
+
+def test_a_trained_backbone_needs_dev_to_be_calibrated(train: Run, fails) -> None:  # type: ignore[no-untyped-def]
+    assert "data.holdout=0.1" in fails(train, "model.trainable=layer4", "calibration=platt", "data.holdout=0")
+
+
+@pytest.fixture(scope="module")
+def models(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A fine-tuned resnet18 and a head on EfficientNet-Lite0, by the real command."""
+    where = tmp_path_factory.mktemp("models")
+    usual = [f"data.root={drawn}", "data.size=48", "data.batch_size=8", "data.num_workers=0", "trainer.accelerator=cpu"]
+    kinds = {
+        "finetuned": ["experiment=finetune", "data.augment.size=32", "data.holdout=0.3", "model.weights=null"],
+        "efficientnet": ["experiment=robust", "model=efficientnet_lite0", "views=1"],
+    }
+    for name, words in kinds.items():
+        command = [sys.executable, ROOT / "train.py", *words, *usual, "trainer.max_epochs=1", "report=short"]
+        done = subprocess.run([*command, f"hydra.run.dir={name}"], cwd=where, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return {name: where / name for name in kinds}
+
+
+@pytest.mark.parametrize("name", ["finetuned", "efficientnet"])
+def test_every_command_takes_the_model(name: str, models: dict[str, Path], drawn: Path, in_tmp: Path) -> None:
+    model = models[name] / MODEL
+    facts = json.loads(model.with_suffix(".json").read_text())
+    assert facts["calibration"]["slope"] > 0
+    assert facts["weights"]["trainable"] == {"finetuned": "all", "efficientnet": "head"}[name]
+    assert facts["backbone"] in model.with_suffix(".md").read_text()
+    with pytest.raises(SystemExit, match="0"):
+        script("predict.py", f"model={model}", f"img={drawn / 'val'}", "out=table.csv")
+    assert len(Path("table.csv").read_text().splitlines()) == 29
+    assert report.main([f"model={model}", f"data.root={drawn}", "out=report"]) == 0
+    assert Path("report/report.html").exists()
+    assert export.main([f"model={model}", "to=model.onnx"]) == 0
+    paths = sorted(map(str, drawn.glob("val/*/*.jpg")))
+    for a, b in zip(Predictor(model).predict(paths), Predictor("model.onnx").predict(paths)):
+        assert a.p_male == pytest.approx(b.p_male, abs=1e-4)
