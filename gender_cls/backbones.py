@@ -23,7 +23,7 @@ def best_precision(device: torch.device) -> str:
 
 def folded(backbone: nn.Module) -> nn.Module:
     """A copy of a frozen backbone whose BatchNorms are part of the convolutions before them."""
-    copy = deepcopy(backbone)
+    copy = deepcopy(backbone).eval()
     for module in list(copy.modules()):
         for first, second in (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1")):
             conv, norm = getattr(module, first, None), getattr(module, second, None)

@@ -139,7 +139,8 @@ class GenderModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave what is frozen out (45 MB an epoch) and note what a resumed run must have in common."""
         checkpoint["settings"] = self.settings
-        checkpoint["state_dict"] = self._trained_part(checkpoint["state_dict"])
+        if "averaging_state" not in checkpoint:  # Lightning's callback that averages weights reads the whole state
+            checkpoint["state_dict"] = self._trained_part(checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any], source: str = "ckpt_path") -> None:
         """Refuse what would not go on as if never stopped; `source` names it in errors.
@@ -148,7 +149,8 @@ class GenderModule(pl.LightningModule):
             UserError: the checkpoint is another architecture's, or a setting of its run was another one.
         """
         wanted = {name: tuple(tensor.shape) for name, tensor in self._trained_part(self.state_dict()).items()}
-        found = {name: tuple(getattr(value, "shape", ())) for name, value in checkpoint["state_dict"].items()}
+        state = self._trained_part(checkpoint["state_dict"])
+        found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
         if wanted != found:
             raise UserError(
                 f"{source} holds {_brief(found)}, not {_brief(wanted)}: it is another architecture's; "

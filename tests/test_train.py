@@ -92,12 +92,13 @@ def test_same_seed_same_head_whatever_the_workers(views: int, train: Run) -> Non
     assert not same(runs[0], train(*words, "seed=1", name="seed"))
 
 
+AVERAGE = "+callbacks.average={_target_: pytorch_lightning.callbacks.EMAWeightAveraging, decay: 0.9}"
 ONE_CYCLE = "{_target_: torch.optim.lr_scheduler.OneCycleLR, _partial_: true, pct_start: 0.3}"
 
 
 @pytest.mark.parametrize(
     "how",
-    [["views=0"], ["views=4"], ["model.trainable=layer4", f"model.scheduler={ONE_CYCLE}", "model.backbone_lr=1e-3"]],
+    [["views=0"], ["views=4"], ["model.trainable=layer4", f"model.scheduler={ONE_CYCLE}", AVERAGE]],
 )
 def test_interrupted_in_an_epoch_and_resumed_is_uninterrupted(
     how: list[str], train: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
