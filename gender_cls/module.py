@@ -1,5 +1,6 @@
 """GenderModule: how GenderNet is trained and watched."""
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -113,7 +114,8 @@ class GenderModule(pl.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Probabilities of male (N) and the indices (N) of the pictures that they belong to."""
         inputs, _, indices = batch
-        return self(inputs).sigmoid().cpu(), indices.cpu()
+        logits = self(inputs) if len(indices) else torch.zeros(0)
+        return logits.sigmoid().cpu(), indices.cpu()
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what is trainable, and the scheduler if there is one."""
@@ -122,7 +124,7 @@ class GenderModule(pl.LightningModule):
         if trained:
             groups.append({"params": trained, **({} if self.backbone_lr is None else {"lr": self.backbone_lr})})
         optimizer = self.optimizer(groups)
-        scheduler, interval = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler, interval = self.make_scheduler(optimizer, self._steps())
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
@@ -169,6 +171,13 @@ class GenderModule(pl.LightningModule):
         weight = torch.tensor(self.pos_weight, device=logits.device)
         smooth = labels + self.label_smoothing * (0.5 - labels)
         return functional.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weight)
+
+    def _steps(self) -> int:
+        """Of the whole training; Lightning's own estimate starts to read before a checkpoint has said which epoch."""
+        trainer: Any = self.trainer
+        batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches
+        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+        return math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs)
 
     def _trained_part(self, state: dict[str, Any]) -> dict[str, Any]:
         frozen = self.network.is_frozen

@@ -320,6 +320,7 @@ def test_each_picture_is_asked_of_its_own_fold_clean_and_degraded(train: Run, mo
     found = []
 
     def keep(held_out: folds.HeldOut, module: GenderModule, steps: int, prior: float) -> None:
+        held_out.find()
         found.append((held_out, held_out.logits(module, steps)))
 
     monkeypatch.setattr(folds, "train_head", mark)
@@ -402,7 +403,7 @@ def test_what_training_refuses(train: Run, fails: Callable[..., str], in_tmp: Pa
     line = fails(train, "calibration=platt", "+trainer.gradient_clip_val=1")
     assert "trainer.gradient_clip_val: calibration trains its heads without" in line
     line = fails(train, "calibration=platt", "views=0", "data.holdout=0")
-    assert "give data.holdout=0.1, or views=8, or calibration=none" in line
+    assert "give data.holdout=0.1, or views=8 with a frozen backbone, or calibration=none" in line
     rows = [f"{path},{path.parent.name},{path.parent.parent.name}" for path in sorted(drawn.glob("*/*/*.jpg"))]
     few = [row for row in rows if not row.endswith("female,train")] + [row for row in rows if "female,train" in row][:1]
     Path("faces.csv").write_text("\n".join(["path,label,split", *few]))

@@ -93,19 +93,18 @@ def test_same_seed_same_head_whatever_the_workers(views: int, train: Run) -> Non
 
 
 AVERAGE = "+callbacks.average={_target_: pytorch_lightning.callbacks.EMAWeightAveraging, decay: 0.9}"
-ONE_CYCLE = "{_target_: torch.optim.lr_scheduler.OneCycleLR, _partial_: true, pct_start: 0.3}"
+COSINE = "model.scheduler={_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 3}"
+ONE_CYCLE = "model.scheduler={_target_: torch.optim.lr_scheduler.OneCycleLR, _partial_: true, pct_start: 0.3}"
 
 
 @pytest.mark.parametrize(
     "how",
-    [["views=0"], ["views=4"], ["model.trainable=layer4", f"model.scheduler={ONE_CYCLE}", AVERAGE]],
+    [["views=0", COSINE], ["views=4", COSINE], ["model.trainable=layer4", ONE_CYCLE, AVERAGE]],
 )
 def test_interrupted_in_an_epoch_and_resumed_is_uninterrupted(
     how: list[str], train: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    schedule = "{_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 3}"
-    words = ("trainer.max_epochs=3", "data.holdout=0.2", "model.optimizer.lr=0.01", f"model.scheduler={schedule}")
-    words += ("data.num_workers=1", *how)
+    words = ("trainer.max_epochs=3", "data.holdout=0.2", "model.optimizer.lr=0.01", "data.num_workers=1", *how)
     whole = train(*words, name="whole")
     step = module.GenderModule.training_step
 
