@@ -1,4 +1,4 @@
-"""Train a head on a frozen ResNet-18, or more of it, evaluate and save it. `python train.py --help` shows the commands."""
+"""Train a head on a frozen ResNet-18, or more of it, evaluate and save it (`python train.py --help` shows how)."""
 
 import io
 import logging
