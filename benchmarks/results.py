@@ -3,11 +3,14 @@
     python benchmarks/results.py data/facecom experiment=finetune model.weights=resnet18.pth
 
 Further words go to train.py as they are. Minutes are those of whole processes, report included; features that are
-stored already make them fewer. Intervals are 95 % and draw people; degraded is the mean of the seven at severity 3.
+stored already make them fewer. Intervals are 95 % and draw people; degraded is the mean of the seven at severity 3. The
+rows prior=train are what calibration.prior=train gives.
 """
 
 import argparse
 import csv
+import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -54,24 +57,34 @@ def main() -> None:
                 rows = list(csv.DictReader(file))
             probabilities.append([[float(row[column]) for row in rows] for column in COLUMNS])
             print(f"seed {seed}: {minutes[-1]:.1f} minutes", file=sys.stderr)
-    asked = torch.tensor(probabilities)  # (seeds, 8, N)
+        facts = json.loads((where / "metrics.json").read_text())
+    logits = torch.logit(torch.tensor(probabilities).double(), eps=1e-6)  # (seeds, 8, N), written with six digits
     labels = np.array([CLASSES.index(row["label"]) for row in rows])
-    evaluation = Evaluation(asked.flatten(0, 1), labels, [row["identity"] for row in rows])
-    logits = torch.logit(asked.double(), eps=1e-6)  # they were written with six digits
+    people = [row["identity"] for row in rows]
+    table_rows = rows_of(logits, labels, people, "")
+    if facts["calibration"]:
+        counts = {row["class"]: row["pictures"] for row in facts["data"]["counts"] if row["split"] == "train"}
+        shift = math.log(counts["male"] / counts["female"]) - calibration.log_odds(facts["calibration"]["prior"])
+        table_rows += rows_of(logits + shift, labels, people, ", prior=train")
+    header = ("", "macro-F1", "low", "high", "of each seed", "F1 female", "F1 male", "accuracy", "AUROC", "cal. error")
+    print(f"{' '.join(arguments.words)}: {', '.join(f'{m:.1f}' for m in minutes)} minutes")
+    print(f"{len(labels)} pictures of {len(set(people))} people; calibration error: less noise, prior {PRIOR}")
+    print(table(header, table_rows))
+
+
+def rows_of(logits: torch.Tensor, labels: np.ndarray, people: list[str], suffix: str) -> list[list[object]]:
+    """A row of clean, and one of the mean of the seven, of logits (seeds, 8, N)."""
+    evaluation = Evaluation(logits.sigmoid().flatten(0, 1), labels, people)
     errors = np.array([[calibration.figures(row, labels, PRIOR)["error_corrected"] for row in seed] for seed in logits])
     table_rows: list[list[object]] = []
     for name, chosen in {"clean": [0], "degraded": list(range(1, len(COLUMNS)))}.items():
-        sets = [[len(COLUMNS) * seed + column for column in chosen] for seed in range(len(asked))]
+        sets = [[len(COLUMNS) * seed + column for column in chosen] for seed in range(len(logits))]
         found = evaluation.figures(*(each for some in sets for each in some))
         each = " ".join(f"{evaluation.figures(*some)['f1_macro']:.3f}" for some in sets)
         others = [found[key] for key in ("f1_female", "f1_male", "accuracy", "auroc")]
-        table_rows.append(
-            [name, found["f1_macro"], *found["f1_macro_ci95"], each, *others, float(errors[:, chosen].mean())]
-        )
-    header = ("", "macro-F1", "low", "high", "of each seed", "F1 female", "F1 male", "accuracy", "AUROC", "cal. error")
-    print(f"{' '.join(arguments.words)}: {', '.join(f'{m:.1f}' for m in minutes)} minutes")
-    print(f"{evaluation.pictures} pictures of {evaluation.people} people; calibration error: less noise, prior {PRIOR}")
-    print(table(header, table_rows))
+        error = "" if suffix else float(errors[:, chosen].mean())
+        table_rows.append([name + suffix, found["f1_macro"], *found["f1_macro_ci95"], each, *others, error])
+    return table_rows
 
 
 if __name__ == "__main__":
