@@ -126,9 +126,9 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
         dashboard.show_confusion(trainer, figures)
         weights = {"name": cfg.model.weights, "hash": module.weights_hash, "trainable": cfg.model.trainable}
         save(cfg, run_dir, network, data, {"weights": weights, **about, "metrics": figures})
-        if cfg.report == "full":
+        if cfg.report == "full" and not in_sweep:
             report_in_full(cfg, run_dir, network, data, trainer, extractor, calibrated)
-    dashboard.show_figures(trainer, hyper_parameters(cfg), figures)
+    dashboard.show_figures(trainer, hyper_parameters(cfg, views), figures)
     return float(objective["value"])
 
 
@@ -205,6 +205,12 @@ def check_values(cfg: DictConfig) -> None:
                 raise UserError(
                     f"trainer.{key}: calibration trains its heads without; give calibration=none, or views=0"
                 )
+    if not isinstance(cfg.model.label_smoothing, int | float) or not 0 <= cfg.model.label_smoothing < 1:
+        raise UserError(f"model.label_smoothing={cfg.model.label_smoothing}: give a share of at least 0, below 1")
+    if prior is not None and cfg.views and cfg.model.trainable == "head" and cfg.callbacks.get("average"):
+        raise UserError("callbacks.average: calibration trains its heads without; give calibration=none, or views=0")
+    if cfg.model.backbone_lr is not None and cfg.model.trainable == "head":
+        raise UserError("model.backbone_lr is for a backbone that is trained; give model.trainable=layer4 or all, too")
     if cfg.report not in ("short", "full"):
         raise UserError(f"report={cfg.report}: give short or full")
     choices = {"precision": ("auto", "bf16", "fp32"), "dtype": ("float16", "float32"), "engine": ("torch", "openvino")}
@@ -261,6 +267,7 @@ def make_module(cfg: DictConfig, network: GenderNet, data: FaceDataModule, share
 def settings(cfg: DictConfig, data: FaceDataModule, extractor: Extractor, views: int) -> dict[str, Any]:
     """What decides the order, the views, who is held out and how a step is taken: a resumed run must share it."""
     keys = ("split_seed", "view_seed", *DATA_KEYS)
+    of_fixed_length = "OneCycleLR" in str(plain(cfg.model)["scheduler"])
     return {
         "data": data.faces.fingerprint,
         "seed": cfg.seed,
@@ -269,13 +276,16 @@ def settings(cfg: DictConfig, data: FaceDataModule, extractor: Extractor, views:
         **{f"data.{key}": plain(cfg.data)[key] for key in keys},
         "degrade": plain(cfg.degrade),
         **{f"model.{key}": plain(cfg.model)[key] for key in MODEL_KEYS},
+        "trainer.precision": precision(cfg),
+        "callbacks.average": plain(cfg.callbacks).get("average"),
+        **({"trainer.max_epochs": cfg.trainer.max_epochs} if of_fixed_length else {}),
     }
 
 
-def hyper_parameters(cfg: DictConfig) -> dict[str, Any]:
+def hyper_parameters(cfg: DictConfig, views: int) -> dict[str, Any]:
     """What TensorBoard compares runs by."""
     data = {key: plain(cfg.data)[key] for key in DATA_KEYS}
-    of_run = {"seed": cfg.seed, "max_epochs": cfg.trainer.max_epochs, "views": cfg.views}
+    of_run = {"seed": cfg.seed, "max_epochs": cfg.trainer.max_epochs, "views": views}
     of_run["calibration.prior"] = str(cfg.calibration.prior)
     return {**of_run, "model": plain(cfg.model), "data": data, "degrade": plain(cfg.degrade)}
 

@@ -49,8 +49,11 @@ def of_a_run(folder: Path, model: Path) -> dict[str, Asked]:
     extractor = Extractor(network, cache_folder())
     data.compute_features(extractor, cfg.views)
     optimizer, scheduler = instantiate(cfg.model.optimizer), instantiate(cfg.model.scheduler)
-    module = GenderModule(network, optimizer, scheduler, data.class_counts, cfg.model.class_weight)
+    module = GenderModule(
+        network, optimizer, scheduler, class_counts=data.class_counts, class_weight=cfg.model.class_weight
+    )
     held_out = HeldOut(data, extractor)
+    held_out.find()
     pictures = {face.digest.encode(): face.path for face in held_out.faces}
     wanted = dict.fromkeys(pictures, tuple(ASKED.values()))
     store = held_out.store = extractor.compute(

@@ -31,9 +31,9 @@ class GenderModule(pl.LightningModule):
             the optimizer's learning rates and down, over the whole training.
         backbone_lr: Learning rate of what is trained of the backbone; None: the head's.
         label_smoothing: Share s, in [0, 1), of a label that is spread evenly over both classes: s / 2 and 1 - s / 2 in
-            the place of 0 and 1.
+            the place of 0 and 1, also in the losses that are logged.
         class_counts: Training pictures (female, male).
-        class_weight: Weigh the loss of male pictures by `n / (2 n_male)`, as the recipe does.
+        class_weight: Weigh the term of male in the loss by `n / (2 n_male)`, as the recipe does.
         eval_splits: Names of the evaluation loaders, in their order.
         settings: What a resumed run must have in common with this one, by configuration key; plain values.
     """
@@ -43,6 +43,7 @@ class GenderModule(pl.LightningModule):
         network: GenderNet,
         optimizer: Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer],
         scheduler: Callable[..., Any] | None = None,
+        *,
         backbone_lr: float | None = None,
         label_smoothing: float = 0.0,
         class_counts: Sequence[int] = (1, 1),
@@ -114,8 +115,11 @@ class GenderModule(pl.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Probabilities of male (N) and the indices (N) of the pictures that they belong to."""
         inputs, _, indices = batch
-        logits = self(inputs) if len(indices) else torch.zeros(0)
-        return logits.sigmoid().cpu(), indices.cpu()
+        if not len(indices):
+            return torch.zeros(0), indices.cpu()
+        features = inputs if inputs.ndim == 2 else self.network.features(inputs)
+        with torch.autocast(self.device.type, enabled=False):  # a logit in bf16 has steps of 1/64
+            return self.network.head(features.float()).squeeze(1).sigmoid().cpu(), indices.cpu()
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what is trainable, and the scheduler if there is one."""
@@ -124,7 +128,7 @@ class GenderModule(pl.LightningModule):
         if trained:
             groups.append({"params": trained, **({} if self.backbone_lr is None else {"lr": self.backbone_lr})})
         optimizer = self.optimizer(groups)
-        scheduler, interval = self.make_scheduler(optimizer, self._steps())
+        scheduler, interval = self.make_scheduler(optimizer, self._steps() if self.steps_rates else 0)
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
@@ -133,10 +137,18 @@ class GenderModule(pl.LightningModule):
         """The scheduler of a training of so many steps, if there is one, and when it is stepped: each epoch or step."""
         if self.scheduler is None:
             return None, "epoch"
-        if getattr(self.scheduler, "func", None) is not OneCycleLR:
+        if not self.steps_rates:
             return self.scheduler(optimizer), "epoch"
         most = [group["lr"] for group in optimizer.param_groups]
-        return self.scheduler(optimizer, max_lr=most, total_steps=steps), "step"
+        try:
+            return self.scheduler(optimizer, max_lr=most, total_steps=steps), "step"
+        except ZeroDivisionError as error:
+            raise UserError(f"model.scheduler: {steps} steps are too few; give more trainer.max_epochs") from error
+
+    @property
+    def steps_rates(self) -> bool:
+        """Whether the scheduler is stepped after each batch, which is for a training of fixed length."""
+        return getattr(self.scheduler, "func", None) is OneCycleLR
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave what is frozen out (45 MB an epoch) and note what a resumed run must have in common."""

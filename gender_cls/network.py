@@ -42,12 +42,14 @@ class GenderNet(nn.Module):
         if not layers:
             raise UserError(f"model.backbone={name} has no linear layer that the head could stand for; give another")
         self.last = layers[-1]
-        width = cast(nn.Linear, self.backbone.get_submodule(self.last)).in_features
+        last = cast(nn.Linear, self.backbone.get_submodule(self.last))
+        if last.bias is None:
+            raise UserError(f"model.backbone={name} ends in a layer without a bias, which the head has; give another")
         self.backbone.set_submodule(self.last, nn.Identity())
         if weights is not None:
             self._load(self.backbone, read_weights(weights, name), f"model.weights={weights}")
         self.backbone.to(memory_format=torch.channels_last)  # twice as fast on a CPU
-        self.head = nn.Linear(width, 1)
+        self.head = nn.Linear(last.in_features, 1)
         self._frozen = self._frozen_parts()
         for module in self._frozen.values():
             for parameter in module.parameters(recurse=False):
@@ -106,8 +108,8 @@ class GenderNet(nn.Module):
         parts = dict(self.backbone.named_modules())
         if self.trainable in ("head", "all"):
             return parts if self.trainable == "head" else {}
-        if self.trainable not in parts or not self.trainable:
-            known = ", ".join(name for name, _ in self.backbone.named_children())
+        if not self.trainable or not any(True for _ in parts.get(self.trainable, nn.Identity()).parameters()):
+            known = ", ".join(name for name, part in self.backbone.named_children() if list(part.parameters()))
             raise UserError(f"model.trainable={self.trainable}: give head, all, or a part of {self.name} ({known})")
         names = list(parts)
         return {name: parts[name] for name in names[: names.index(self.trainable)]}
@@ -144,4 +146,6 @@ def _build(name: str) -> nn.Module:
             f"model.backbone={name}: torchvision has no classification network of that name; "
             "resnet50, mobilenet_v3_large and convnext_tiny are some"
         )
+    if name in ("googlenet", "inception_v3"):
+        raise UserError(f"model.backbone={name} has further heads inside, which are not trained here; give another")
     return get_model(name, weights=None)

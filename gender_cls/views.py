@@ -153,7 +153,7 @@ class TrainingViews:
         steps = [v2.RandomHorizontalFlip(flip), v2.ColorJitter(*jitter)]
         if scale is not None:
             side = preprocessing.size if size is None else size
-            if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1 or side < 1:
+            if not isinstance(scale, Sequence) or len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1 or side < 1:
                 raise UserError(f"data.augment: scale={scale} and size={size}; give such as [0.5, 1.0] and 176")
             self.facts |= {"scale": list(scale), "side": side}
             steps.insert(0, v2.RandomResizedCrop(side, tuple(scale)))

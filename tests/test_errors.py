@@ -38,6 +38,11 @@ def test_no_such_root_by_the_real_command(tmp_path: Path) -> None:
     assert done.stderr.splitlines() == [
         "error: data.root=nowhere: no such folder; give the one that holds train/ and val/, or try experiment=demo"
     ]
+
+
+@pytest.mark.slow
+def test_where_it_went_wrong_is_shown_on_request(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "train.py", "data.root=nowhere"]
     env = os.environ | {"HYDRA_FULL_ERROR": "1"}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)
     assert done.returncode == 1

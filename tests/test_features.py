@@ -273,6 +273,7 @@ def driver(drawn: Path, backbone_file: Path, tmp_path: Path) -> Callable[..., su
     return start
 
 
+@pytest.mark.slow
 def test_killed_while_it_computes_and_run_again_is_undisturbed(
     driver: Callable[..., subprocess.Popen[str]], make: Make, drawn: Path, tmp_path: Path
 ) -> None:
@@ -290,6 +291,7 @@ def test_killed_while_it_computes_and_run_again_is_undisturbed(
     assert not list((tmp_path / "cut").glob("*/*.part"))
 
 
+@pytest.mark.slow
 def test_two_processes_started_together_end_with_one_store(
     driver: Callable[..., subprocess.Popen[str]], make: Make, drawn: Path, tmp_path: Path
 ) -> None:

@@ -183,6 +183,7 @@ def test_a_full_report(reported: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert {f"report/{path.stem}" for path in left.glob("*.png")} <= set(images)
 
 
+@pytest.mark.slow
 def test_the_command_gives_what_the_run_gave(
     reported: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +207,7 @@ def test_the_usual_choices_are_those_of_conf() -> None:
     assert {key: data[key] for key in report.USUAL} == report.USUAL
 
 
+@pytest.mark.slow
 def test_a_report_that_was_cut_short_is_written_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     full = report.build(answers(lambda *_: 0.9), "model", "data", None)
     with monkeypatch.context() as patch:
