@@ -92,10 +92,11 @@ def main() -> None:
     parser.add_argument("--weights", default="IMAGENET1K_V1", help="(%(default)s)")
     parser.add_argument("--experiment", default="robust", help="(%(default)s)")
     parser.add_argument("--epochs", type=int, default=30, help="(%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="(0 1 2)")
     arguments = parser.parse_args()
     found: dict[str, list[np.ndarray]] = {}
     with tempfile.TemporaryDirectory() as runs:
-        for seed in SEEDS:
+        for seed in arguments.seeds:
             words = [
                 f"experiment={arguments.experiment}",
                 "views=8",

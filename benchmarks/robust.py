@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("root", type=Path, help="folder with train/ and val/")
     parser.add_argument("--weights", default="IMAGENET1K_V1", help="(%(default)s)")
     parser.add_argument("--epochs", type=int, default=30, help="(%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="(0 1 2)")
     arguments = parser.parse_args()
     faces = check(folder(arguments.root), IDENTITY).splits
     n_male = sum(face.label for face in faces["train"])
@@ -64,7 +65,7 @@ def main() -> None:
     found: dict[str, list[Answers]] = {}
     with tempfile.TemporaryDirectory() as runs:
         for name, shift in shifts.items():
-            for seed in SEEDS:
+            for seed in arguments.seeds:
                 words = [
                     f"experiment={name}",
                     "views=8",
@@ -77,7 +78,7 @@ def main() -> None:
     first = found["seed"][0]
     labels, people = first.labels, first.people
     asked = [torch.cat([each.probabilities[:1], each.at(MIDDLE)]) for name in shifts for each in found[name]]
-    probabilities = torch.stack(asked).unflatten(0, (len(shifts), len(SEEDS)))  # (2, seeds, 8, N)
+    probabilities = torch.stack(asked).unflatten(0, (len(shifts), len(arguments.seeds)))  # (2, seeds, 8, N)
     areas = np.array([auroc(row, torch.from_numpy(labels)) for row in probabilities.flatten(0, 2)]).reshape(2, -1, 8)
     answers = (probabilities > 0.5).numpy()
     counts = np.array([confusion(row, labels) for row in answers.reshape(-1, len(labels))])

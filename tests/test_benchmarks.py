@@ -17,10 +17,7 @@ def run(name: str, *words: str) -> str:
 
 
 def test_training(drawn: Path, backbone_file: Path) -> None:
-    said = run("training.py", str(drawn), "--weights", str(backbone_file))
-    assert re.search(r"plain loop \(2 epochs, scaled\) +[\d.]+ +1\.0 +\d+", said)
-    assert re.search(r"torch, cold +[\d.]+ +[\d.]+ +\d+ +0\.\d+", said)
-    assert re.search(r"torch, warm +[\d.]+ +[\d.]+ +\d+ +0\.\d+", said)
+    said = run("training.py", str(drawn), "--weights", str(backbone_file), "--trainable", "all")
     assert re.search(r"experiment=finetune +[\d.]+ +[\d.]+ +\d+$", said, re.MULTILINE)
 
 
@@ -45,17 +42,17 @@ def test_cross_validation(drawn: Path, backbone_file: Path) -> None:
 
 
 def test_calibration(drawn: Path, backbone_file: Path) -> None:
-    said = run("calibration.py", str(drawn), "--weights", str(backbone_file), "--epochs", "1")
+    said = run("calibration.py", str(drawn), "--weights", str(backbone_file), "--epochs", "1", "--seeds", "0")
     assert re.search(
         r"train out of fold, calibrated, degraded( +-?[\d.]+( \(-?[\d.]+ to -?[\d.]+\)| to -?[\d.]+)){7}", said
     )
 
 
 def test_results(drawn: Path, backbone_file: Path) -> None:
-    words = ("trainer.max_epochs=1", f"model.weights={backbone_file}", "data.size=32", "--seeds", "0", "1")
+    words = ("trainer.max_epochs=1", f"model.weights={backbone_file}", "data.size=32", "--seeds", "0")
     said = run("results.py", str(drawn), "experiment=robust", *words)
     assert re.search(r"^clean( +[01]\.\d{3}){5}", said, re.MULTILINE)
-    assert re.search(r"^degraded( +[01]\.\d{3}){9} +-?[01]\.\d{3}$", said, re.MULTILINE)
+    assert re.search(r"^degraded( +[01]\.\d{3}){8} +-?[01]\.\d{3}$", said, re.MULTILINE)
 
 
 def test_predict(drawn: Path) -> None:
@@ -66,5 +63,5 @@ def test_predict(drawn: Path) -> None:
 
 
 def test_robust(drawn: Path, backbone_file: Path) -> None:
-    said = run("robust.py", str(drawn), "--weights", str(backbone_file), "--epochs", "1")
+    said = run("robust.py", str(drawn), "--weights", str(backbone_file), "--epochs", "1", "--seeds", "0")
     assert re.search(r"mean of the seven( +-?[01]\.\d{3}){11}", said)
