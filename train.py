@@ -33,7 +33,7 @@ from gender_cls.errors import UserError
 from gender_cls.export import save_model, write_json
 from gender_cls.features import Extractor
 from gender_cls.folds import HeldOut, calibrate
-from gender_cls.module import GenderModule, check_checkpoint
+from gender_cls.module import GenderModule, by_step, check_checkpoint
 from gender_cls.network import GenderNet
 from gender_cls.predictor import MODEL_NAME
 from gender_cls.sources import Splits
@@ -267,7 +267,6 @@ def make_module(cfg: DictConfig, network: GenderNet, data: FaceDataModule, share
 def settings(cfg: DictConfig, data: FaceDataModule, extractor: Extractor, views: int) -> dict[str, Any]:
     """What decides the order, the views, who is held out and how a step is taken: a resumed run must share it."""
     keys = ("split_seed", "view_seed", *DATA_KEYS)
-    of_fixed_length = "OneCycleLR" in str(plain(cfg.model)["scheduler"])
     return {
         "data": data.faces.fingerprint,
         "seed": cfg.seed,
@@ -278,7 +277,7 @@ def settings(cfg: DictConfig, data: FaceDataModule, extractor: Extractor, views:
         **{f"model.{key}": plain(cfg.model)[key] for key in MODEL_KEYS},
         "trainer.precision": precision(cfg),
         "callbacks.average": plain(cfg.callbacks).get("average"),
-        **({"trainer.max_epochs": cfg.trainer.max_epochs} if of_fixed_length else {}),
+        **({"trainer.max_epochs": cfg.trainer.max_epochs} if by_step(instantiate(cfg.model.scheduler)) else {}),
     }
 
 

@@ -1,4 +1,4 @@
-"""What an experiment gives: a training with its full report, for three seeds, and one row of figures of the means.
+"""What an experiment gives: a training with its full report, for three seeds, and rows of figures of the means.
 
     python benchmarks/results.py data/facecom experiment=finetune model.weights=resnet18.pth
 

@@ -128,7 +128,7 @@ class GenderModule(pl.LightningModule):
         if trained:
             groups.append({"params": trained, **({} if self.backbone_lr is None else {"lr": self.backbone_lr})})
         optimizer = self.optimizer(groups)
-        scheduler, interval = self.make_scheduler(optimizer, self._steps() if self.steps_rates else 0)
+        scheduler, interval = self.make_scheduler(optimizer, self._steps() if by_step(self.scheduler) else 0)
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
@@ -137,18 +137,13 @@ class GenderModule(pl.LightningModule):
         """The scheduler of a training of so many steps, if there is one, and when it is stepped: each epoch or step."""
         if self.scheduler is None:
             return None, "epoch"
-        if not self.steps_rates:
+        if not by_step(self.scheduler):
             return self.scheduler(optimizer), "epoch"
         most = [group["lr"] for group in optimizer.param_groups]
         try:
             return self.scheduler(optimizer, max_lr=most, total_steps=steps), "step"
         except ZeroDivisionError as error:
             raise UserError(f"model.scheduler: {steps} steps are too few; give more trainer.max_epochs") from error
-
-    @property
-    def steps_rates(self) -> bool:
-        """Whether the scheduler is stepped after each batch, which is for a training of fixed length."""
-        return getattr(self.scheduler, "func", None) is OneCycleLR
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave what is frozen out (45 MB an epoch) and note what a resumed run must have in common."""
@@ -194,6 +189,11 @@ class GenderModule(pl.LightningModule):
     def _trained_part(self, state: dict[str, Any]) -> dict[str, Any]:
         frozen = self.network.is_frozen
         return {name: value for name, value in state.items() if not frozen(name.removeprefix("network."))}
+
+
+def by_step(scheduler: Callable[..., Any] | None) -> bool:
+    """Whether a scheduler is stepped after each batch, which is for a training of fixed length."""
+    return getattr(scheduler, "func", None) is OneCycleLR
 
 
 def check_checkpoint(ckpt_path: str, module: GenderModule, max_epochs: int) -> None:

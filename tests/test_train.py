@@ -6,7 +6,7 @@ import math
 import re
 import shlex
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -102,7 +102,7 @@ ONE_CYCLE = "model.scheduler={_target_: torch.optim.lr_scheduler.OneCycleLR, _pa
     [
         ["views=0", COSINE],
         ["views=4", COSINE],
-        pytest.param(["model.trainable=layer4", ONE_CYCLE, AVERAGE], marks=pytest.mark.slow),
+        pytest.param(["model.trainable=layer4", ONE_CYCLE, AVERAGE, "model.backbone_lr=1e-3"], marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_in_an_epoch_and_resumed_is_uninterrupted(
@@ -260,14 +260,16 @@ def test_rows_of_a_sweep_are_written_as_jobs_end(train: Run, monkeypatch: pytest
         assert [row["job"] for row in csv.DictReader(file)] == ["0"]
 
 
-def config_files() -> list[str]:
+def config_files() -> list[Any]:
     files = sorted((ROOT / "conf").glob("*/*.yaml"))
-    return [f"{file.parent.name}={file.stem}" for file in files if not file.stem.startswith("_")]
+    choices = [f"{file.parent.name}={file.stem}" for file in files if not file.stem.startswith("_")]
+    reported = ("experiment=finetune", "experiment=robust")  # the full report takes its time
+    return [pytest.param(choice, marks=[pytest.mark.slow] if choice in reported else []) for choice in choices]
 
 
 @pytest.mark.parametrize("choice", config_files())
 def test_every_config_composes_and_runs(choice: str, train: Run, drawn: Path, in_tmp: Path) -> None:
-    words = [choice, "trainer.max_epochs=1", "report=short"]  # the full one is test_report's
+    words = [choice, "trainer.max_epochs=1"]
     if choice == "data=manifest":
         lines = [f"{path},{path.parent.name}" for path in sorted(drawn.glob("*/*/*.jpg"))]
         Path("faces.csv").write_text("\n".join(["path,label", *lines]))
