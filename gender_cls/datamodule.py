@@ -25,12 +25,14 @@ class DrawSampler(WeightedRandomSampler):
     every draw can get a view of its own, whatever worker or resumed run asks. Lightning calls `set_epoch`.
 
     Args:
-        weights: Chance of each picture, up to a factor.
+        weights: Chance of each picture, up to a factor; an epoch has as many draws as there are weights.
         seed: Of the order.
+        replacement: Whether a picture may be drawn again before each that has a chance was drawn.
     """
 
-    def __init__(self, weights: Sequence[float], seed: int) -> None:
-        super().__init__(weights, num_samples=len(weights), generator=torch.Generator())
+    def __init__(self, weights: Sequence[float], seed: int, replacement: bool = True) -> None:
+        of_round = len(weights) if replacement else int(np.count_nonzero(weights))
+        super().__init__(weights, num_samples=of_round, replacement=replacement, generator=torch.Generator())
         self.seed = seed
         self.set_epoch(0)
         self._counted = 0  # epochs whose draws are in _draws
@@ -39,6 +41,9 @@ class DrawSampler(WeightedRandomSampler):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, that the next iteration goes through."""
         self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
         if self._counted > self.epoch:
@@ -53,7 +58,10 @@ class DrawSampler(WeightedRandomSampler):
 
     def _order(self, epoch: int) -> list[int]:
         self.generator.manual_seed(derive_seed("order", self.seed, epoch))
-        return list(super().__iter__())
+        order: list[int] = []
+        while len(order) < len(self):
+            order += super().__iter__()
+        return order[: len(self)]
 
 
 class FaceDataModule(pl.LightningDataModule):
@@ -65,7 +73,8 @@ class FaceDataModule(pl.LightningDataModule):
         batch_size: Pictures a step.
         num_workers: Processes that decode and augment, and on a CPU run the frozen backbone; 0 does it in the main
             process, None takes one a core. Results do not depend on it.
-        balanced_sampler: Draw both classes equally often (weights 1 / class count); otherwise all pictures alike.
+        balanced_sampler: Draw both classes equally often (weights 1 / class count); otherwise each picture once an
+            epoch.
         seed: Of the order of the training pictures.
     """
 
@@ -100,7 +109,7 @@ class FaceDataModule(pl.LightningDataModule):
         labels = self.pictures["train"].labels
         counts = np.bincount(labels[chosen], minlength=len(CLASSES)).clip(1)
         weights = 1 / counts[labels] if self.balanced_sampler else np.ones(len(labels))
-        return DrawSampler((weights * chosen).tolist(), seed)
+        return DrawSampler((weights * chosen).tolist(), seed, replacement=self.balanced_sampler)
 
     def compute_features(self, extractor: Extractor, number: int) -> None:
         """Have the features of `number` training views and of each clean evaluation view, and load those."""

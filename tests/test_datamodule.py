@@ -1,6 +1,7 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,7 +61,23 @@ def test_both_classes_are_drawn_equally_often(checked: FaceSet) -> None:
         return sum(labels) / len(labels)
 
     assert share_of_men(balanced=True) == pytest.approx(0.5, abs=0.04)
-    assert share_of_men(balanced=False) == pytest.approx(32 / 48, abs=0.04)
+    assert share_of_men(balanced=False) == 32 / 48
+
+
+def test_each_picture_is_drawn_once_an_epoch_where_classes_are_not_balanced(checked: FaceSet) -> None:
+    data = FaceDataModule(checked, views(), 8, balanced_sampler=False)
+    number = len(data.pictures["train"])
+    for epoch in range(3):
+        data.sampler.set_epoch(epoch)
+        assert sorted(data.sampler) == [(index, epoch) for index in range(number)]
+
+    some = np.arange(number) % 3 > 0
+    sampler = data.make_sampler(some, seed=0)
+    drawn = [index for index, _ in sampler]
+    assert len(drawn) == len(sampler) == number
+    assert sorted(drawn[: some.sum()]) == np.flatnonzero(some).tolist()
+    assert len(set(drawn[some.sum() :])) == number - some.sum()
+    assert set(drawn) == set(np.flatnonzero(some))
 
 
 def test_a_view_is_a_function_of_picture_seed_and_draw(checked: FaceSet) -> None:
