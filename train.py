@@ -209,6 +209,10 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError(f"model.label_smoothing={cfg.model.label_smoothing}: give a share of at least 0, below 1")
     if prior is not None and cfg.views and cfg.model.trainable == "head" and cfg.callbacks.get("average"):
         raise UserError("callbacks.average: calibration trains its heads without; give calibration=none, or views=0")
+    for key in ("optimizer.lr", "backbone_lr"):
+        rate = OmegaConf.select(cfg.model, key)
+        if rate is not None and not (isinstance(rate, int | float) and rate > 0):
+            raise UserError(f"model.{key}={rate}: give a learning rate above 0")
     if cfg.model.backbone_lr is not None and cfg.model.trainable == "head":
         raise UserError("model.backbone_lr is for a backbone that is trained; give model.trainable=layer4 or all, too")
     if cfg.report not in ("short", "full"):
@@ -235,6 +239,11 @@ def make_data(cfg: DictConfig, splits: Splits) -> FaceDataModule:
     """Check and split the faces and make the loaders."""
     faces = check(splits, cfg.data.identity, cfg.data.val_share, cfg.data.holdout, cfg.data.split_seed)
     made_for = inputs_of(cfg.model.backbone, cfg.model.weights)
+    if cfg.model.backbone.startswith("vit_") and {cfg.data.size, cfg.data.augment.size} - {None, made_for["size"]}:
+        raise UserError(
+            f"data.size: a {cfg.model.backbone} takes {made_for['size']} alone; "
+            "give data.size=null data.augment.size=null"
+        )
     made_for |= {} if cfg.data.size is None else {"size": cfg.data.size}
     preprocessing = Preprocessing(**made_for, crop=float(cfg.data.crop), median=cfg.data.median)
     degrading = Degrading(**plain(cfg.degrade))

@@ -5,12 +5,14 @@ under the ROC, class-balanced log-loss and macro-F1 of the out-of-fold answers o
 the seven degradations at severity 3, with the standard deviation of the log-loss over the seeds.
 
     python benchmarks/cross_validation.py data/facecom --weights resnet18.pth
+    python benchmarks/cross_validation.py data/facecom --backbone efficientnet_lite0 --weights PACKAGE
 """
 
 import argparse
 import itertools
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from gender_cls.sources import Face, folder
 from gender_cls.tables import table
 from gender_cls.transforms import Preprocessing
 from gender_cls.views import CLEAN, CONDITIONS, MIDDLE, Degrading, EvaluationViews, TrainingViews, Views
+from gender_cls.weights import inputs_of
 
 FOLDS = 5
 SEEDS = range(3)
@@ -37,7 +40,8 @@ ASKED = (CLEAN, *(CONDITIONS.index((name, MIDDLE)) for name in DEGRADATIONS))
 class Recipe:
     """What is chosen among; the defaults are those of `experiment=robust`."""
 
-    preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing(crop=0.8, median=True))
+    crop: float = 0.8
+    median: bool = True
     degrading: Degrading = field(default_factory=lambda: Degrading(0.5, 0.3))
     views: int = 8
     lr: float = 1e-2
@@ -52,6 +56,7 @@ FOUR = replace(ROBUST, views=4)
 RECIPES = {
     "experiment=robust": ROBUST,
     "  lr 1e-3": replace(ROBUST, lr=1e-3),
+    "  lr 2e-3": replace(ROBUST, lr=2e-3),
     "  lr 3e-3": replace(ROBUST, lr=3e-3),
     "  lr 3e-2": replace(ROBUST, lr=3e-2),
     "  constant lr": replace(ROBUST, cosine=False),
@@ -67,25 +72,26 @@ RECIPES = {
     "  three quarters degraded": replace(FOUR, degrading=Degrading(0.75, 0.3)),
     "  never twice": replace(FOUR, degrading=Degrading(0.5, 0.0)),
     "  severities 1 to 3": replace(FOUR, degrading=Degrading(0.5, 0.3, severities=(1, 2, 3))),
-    "  no median": replace(FOUR, preprocessing=Preprocessing(crop=0.8)),
-    "  no crop": replace(FOUR, preprocessing=Preprocessing(median=True)),
-    "  crop 0.7": replace(FOUR, preprocessing=Preprocessing(crop=0.7, median=True)),
+    "  no median": replace(FOUR, median=False),
+    "  no crop": replace(FOUR, crop=1.0),
+    "  crop 0.7": replace(FOUR, crop=0.7),
     "the seed's preprocessing, constant lr 1e-4, none degraded": Recipe(
-        Preprocessing(), Degrading(), views=4, lr=1e-4, cosine=False
+        crop=1.0, median=False, degrading=Degrading(), views=4, lr=1e-4, cosine=False
     ),
 }
 
 
 class Features:
-    """Of the training pictures, in memory."""
+    """Of the training pictures, in memory, by a backbone that was made for such inputs."""
 
-    def __init__(self, faces: list[Face], extractor: Extractor) -> None:
+    def __init__(self, faces: list[Face], extractor: Extractor, made_for: dict[str, Any]) -> None:
         self.extractor = extractor
+        self.made_for = made_for
         self.pictures = {face.digest.encode(): face.path for face in faces}
         self.digests = np.array([face.digest.encode() for face in faces])
 
     def __call__(self, views: Views, columns: tuple[int, ...]) -> torch.Tensor:
-        """(N, len(columns), 512)."""
+        """(N, len(columns), F)."""
         store = self.extractor.compute(
             views, self.pictures, dict.fromkeys(self.pictures, columns), torch.get_num_threads()
         )
@@ -93,7 +99,7 @@ class Features:
 
 
 def fit(views: torch.Tensor, labels: torch.Tensor, recipe: Recipe, seed: int) -> torch.nn.Linear:
-    """A head, trained as train.py does, but for which of the views (N, K, 512) a draw reads: a random one."""
+    """A head, trained as train.py does, but for which of the views (N, K, F) a draw reads: a random one."""
     torch.manual_seed(seed)
     head = torch.nn.Linear(views.shape[-1], 1)
     optimizer = torch.optim.Adam(head.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
@@ -112,9 +118,10 @@ def fit(views: torch.Tensor, labels: torch.Tensor, recipe: Recipe, seed: int) ->
 
 def out_of_fold(recipe: Recipe, features: Features, labels: torch.Tensor, folds: torch.Tensor) -> torch.Tensor:
     """Logits, (len(SEEDS), len(ASKED), N), each from a head that has not seen the person."""
-    training = TrainingViews(recipe.preprocessing, 0.5, (0.2, 0.2, 0.2), 3, recipe.degrading)
+    preprocessing = Preprocessing(**features.made_for, crop=recipe.crop, median=recipe.median)
+    training = TrainingViews(preprocessing, 0.5, (0.2, 0.2, 0.2), 3, recipe.degrading)
     views = features(training, tuple(range(recipe.views)))
-    evaluation = features(EvaluationViews(recipe.preprocessing), ASKED)
+    evaluation = features(EvaluationViews(preprocessing), ASKED)
     shift = 0.0 if recipe.balanced else math.log(labels.mean() / (1 - labels.mean()))  # to as many women as men
     logits = torch.empty(len(SEEDS), len(ASKED), len(labels))
     for seed, fold in itertools.product(SEEDS, range(FOLDS)):
@@ -141,11 +148,13 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="folder with train/ and val/")
+    parser.add_argument("--backbone", default="resnet18", help="(%(default)s)")
     parser.add_argument("--weights", default="IMAGENET1K_V1", help="(%(default)s)")
     parser.add_argument("--only", help="recipes whose name holds this")
     arguments = parser.parse_args()
     faces = check(folder(arguments.root), IDENTITY).splits["train"]
-    features = Features(faces, Extractor(GenderNet(arguments.weights), cache_folder()))
+    extractor = Extractor(GenderNet(arguments.weights, arguments.backbone), cache_folder())
+    features = Features(faces, extractor, inputs_of(arguments.backbone, arguments.weights))
     labels = torch.tensor([float(face.label) for face in faces])
     folds = torch.tensor(fold_people(faces, FOLDS, seed=0))
     rows: list[list[object]] = []

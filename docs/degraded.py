@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from gender_cls.degrade import DEGRADATIONS, SEVERITIES, degrade
 from gender_cls.images import load_rgb
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 picture = load_rgb(sys.argv[1])
 figure = Figure(figsize=(8, 7.3), layout="constrained", dpi=80)
 axes = figure.subplots(len(SEVERITIES) + 1, len(DEGRADATIONS))

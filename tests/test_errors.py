@@ -267,7 +267,7 @@ def test_bad_values(train: Run, fails: Fails, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         patch.setattr("gender_cls.features.find_spec", lambda _: None)
         assert 'pip install -e ".[fast]"' in fails(train, "features.engine=openvino")
-    assert "Invalid learning rate: -1" in fails(train, "model.optimizer.lr=-1")
+    assert "model.optimizer.lr=-1: give a learning rate above 0" in fails(train, "model.optimizer.lr=-1")
     assert "diverged" in fails(train, "model.optimizer.lr=inf", "trainer.max_epochs=1")
 
 

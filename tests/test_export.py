@@ -13,7 +13,8 @@ import pytest
 from conftest import ROOT, Run
 from PIL import Image
 
-from gender_cls import export
+from gender_cls import calibration, export
+from gender_cls.card import model_card
 from gender_cls.predictor import Predictor
 from gender_cls.words import run_command
 
@@ -94,8 +95,12 @@ def test_a_model_has_its_card(trained: Path) -> None:
     assert card.startswith("---\nlicense: other\n")
     metrics = json.loads((trained / "metrics.json").read_text())
     assert f"| val | 28 | {metrics['val']['people']} | {metrics['val']['f1_macro']:.3f} (" in card
-    for words in ("Calibrated for pictures of which 50% show men", "## Not for", "random (hash", "12 female pictures"):
+    for words in ("## Not for", "random (hash", "12 female pictures"):
         assert words in card
+    facts = json.loads((trained / MODEL).with_suffix(".json").read_text())
+    found = {"Calibrated for pictures of which 50% show men": 1.0, "no better than chance": calibration.LEAST_SLOPE}
+    for words, slope in found.items():
+        assert words in model_card(facts | {"calibration": facts["calibration"] | {"slope": slope}})
 
 
 @pytest.mark.slow

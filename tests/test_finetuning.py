@@ -201,6 +201,9 @@ def test_without_the_extra(train: Run, fails, monkeypatch: pytest.MonkeyPatch) -
     [
         ("model.label_smoothing=2", "model.label_smoothing=2: give a share"),
         ("model.backbone_lr=1e-5", "model.backbone_lr is for a backbone that is trained"),
+        ("model.backbone_lr=-1", "model.backbone_lr=-1: give a learning rate above 0"),
+        ("model.optimizer.lr=abc", "model.optimizer.lr=abc: give a learning rate above 0"),
+        ("model.backbone=vit_b_16", "data.size: a vit_b_16 takes 224 alone"),
         ("data.augment.scale=0.5", "data.augment: scale=0.5"),
         (AVERAGE, "callbacks.average"),
     ],

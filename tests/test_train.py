@@ -280,6 +280,13 @@ def test_every_config_composes_and_runs(choice: str, train: Run, drawn: Path, in
     assert not math.isnan(json.loads((run / "metrics.json").read_text())["val"]["f1_macro"])
 
 
+def test_an_experiment_may_do_otherwise_with_one_model() -> None:
+    words = ["experiment=robust", "model=efficientnet_lite0"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        configs = [compose("train", some) for some in (words[:1], words, [*words, "model.optimizer.lr=1"])]
+    assert [cfg.model.optimizer.lr for cfg in configs] == [1e-2, 2e-3, 1]
+
+
 def test_the_seed_experiment_is_the_recipe() -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", ["experiment=seed"])
