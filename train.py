@@ -93,6 +93,7 @@ def train(cfg: DictConfig, run_dir: Path) -> float:
     splits = instantiate(cfg.data.source)
     network = GenderNet(cfg.model.weights, cfg.model.backbone, cfg.model.trainable)
     views = cfg.views if cfg.model.trainable == "head" else 0  # what is trained makes other features at each step
+    check_size(cfg, network)
     data = make_data(cfg, splits)
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     words = HydraConfig.get().overrides.task
@@ -209,9 +210,10 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError(f"model.label_smoothing={cfg.model.label_smoothing}: give a share of at least 0, below 1")
     if prior is not None and cfg.views and cfg.model.trainable == "head" and cfg.callbacks.get("average"):
         raise UserError("callbacks.average: calibration trains its heads without; give calibration=none, or views=0")
-    for key in ("optimizer.lr", "backbone_lr"):
-        rate = OmegaConf.select(cfg.model, key)
-        if rate is not None and not (isinstance(rate, int | float) and rate > 0):
+    rates = {f"optimizer.{key}": value for key, value in (cfg.model.optimizer or {}).items() if key == "lr"}
+    rates |= {} if cfg.model.backbone_lr is None else {"backbone_lr": cfg.model.backbone_lr}
+    for key, rate in rates.items():
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
             raise UserError(f"model.{key}={rate}: give a learning rate above 0")
     if cfg.model.backbone_lr is not None and cfg.model.trainable == "head":
         raise UserError("model.backbone_lr is for a backbone that is trained; give model.trainable=layer4 or all, too")
@@ -221,6 +223,18 @@ def check_values(cfg: DictConfig) -> None:
     for key, known in choices.items():
         if cfg.features[key] not in known:
             raise UserError(f"features.{key}={cfg.features[key]}: give {' or '.join(known)}")
+
+
+def check_size(cfg: DictConfig, network: GenderNet) -> None:
+    """Refuse pictures that a network can't take.
+
+    Raises:
+        UserError: it is a ViT, and they are of another size than its own.
+    """
+    side = getattr(network.backbone, "image_size", None)
+    size = cfg.data.size or inputs_of(cfg.model.backbone, cfg.model.weights)["size"]
+    if side and {size, cfg.data.augment.size or side} != {side}:
+        raise UserError(f"a {cfg.model.backbone} takes {side} alone; give data.size={side} data.augment.size=null")
 
 
 def quieten() -> None:
@@ -239,11 +253,6 @@ def make_data(cfg: DictConfig, splits: Splits) -> FaceDataModule:
     """Check and split the faces and make the loaders."""
     faces = check(splits, cfg.data.identity, cfg.data.val_share, cfg.data.holdout, cfg.data.split_seed)
     made_for = inputs_of(cfg.model.backbone, cfg.model.weights)
-    if cfg.model.backbone.startswith("vit_") and {cfg.data.size, cfg.data.augment.size} - {None, made_for["size"]}:
-        raise UserError(
-            f"data.size: a {cfg.model.backbone} takes {made_for['size']} alone; "
-            "give data.size=null data.augment.size=null"
-        )
     made_for |= {} if cfg.data.size is None else {"size": cfg.data.size}
     preprocessing = Preprocessing(**made_for, crop=float(cfg.data.crop), median=cfg.data.median)
     degrading = Degrading(**plain(cfg.degrade))

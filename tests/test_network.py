@@ -78,7 +78,7 @@ ALLOWED = {  # who may import whom: a face travels one way
     "datasets": {"images", "sources", "store", "views"},
     "datamodule": {"checks", "datasets", "features", "transforms", "views"},
     "module": {"network", "metrics", "errors", "weights"},
-    "card": {"calibration"}, "inputs": {"errors", "images"}, "journal": {"errors"},
+    "card": {"calibration", "weights"}, "inputs": {"errors", "images"}, "journal": {"errors"},
     "runtimes": {"backbones", "errors", "network", "transforms", "weights"},
     "export": {"backbones", "card", "errors", "network", "predictor", "runtimes", "transforms", "words"},
     "predictor": {"errors", "images", "network", "runtimes", "transforms"},
@@ -90,7 +90,7 @@ ALLOWED = {  # who may import whom: a face travels one way
     "gallery": {"answers", "calibration", "degrade", "figures", "images", "views"},
     "figures": set(), "tables": {"calibration", "checks", "metrics", "views"}, "page": {"tables", "views"},
     "report": {"answers", "checks", "errors", "features", "gallery", "page", "people", "predictor", "reliability",
-               "sources", "tables", "words"},
+               "sources", "tables", "weights", "words"},
     "dashboard": {"datamodule", "figures", "report"}, "sweep": {"tables", "predictor"}, "__init__": {"predictor"},
 }  # fmt: skip
 
