@@ -1,4 +1,4 @@
-"""The artifact: a plain torchvision resnet18 state dict, and what it can be made into for other runtimes.
+"""The artifact: a plain state dict of the backbone's network, and what it can be made into for other runtimes.
 
   python -m gender_cls.export to=model.onnx                    the newest model
   python -m gender_cls.export model=FILE to=model.onnx         for ONNX Runtime, OpenVINO, browsers, phones
