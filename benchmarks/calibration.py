@@ -1,9 +1,9 @@
 """How far off the probabilities of an experiment are, raw and calibrated: three seeds, val and train out of fold.
 
 Each cell is the mean of the seeds, with the lowest and the highest. Classes are weighted to a share of men of 0.5;
-degraded is the mean over the seven degradations at severity 3 and, of slope and intercept, the lowest and highest of
+corrupted is the mean over the seven corruptions at severity 3 and, of slope and intercept, the lowest and highest of
 any. Out of fold, each head is asked about people of train whom it was trained without. The two numbers of the
-calibration are fitted on these people, clean and in one degradation each.
+calibration are fitted on these people, clean and in one corruption each.
 
     python benchmarks/calibration.py data/facecom --weights resnet18.pth
 """
@@ -18,24 +18,24 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from robust import PROJECT, SEEDS, answers_of
+from robust import PROJECT, SEEDS, predictions_of
 from robust import train as run_train
 
-from gender_cls import cache_folder
-from gender_cls.calibration import figures
-from gender_cls.features import Extractor
-from gender_cls.folds import HeldOut
-from gender_cls.metrics import auroc
-from gender_cls.module import GenderModule
-from gender_cls.network import GenderNet
-from gender_cls.predictor import Predictor
-from gender_cls.tables import table
-from gender_cls.views import ASKED, EvaluationViews
+from gender_cls.files import cache_folder
+from gender_cls.evaluation.calibration import figures
+from gender_cls.features.extractor import Extractor
+from gender_cls.training.crossfit import HeldOut
+from gender_cls.evaluation.metrics import auroc
+from gender_cls.training.module import GenderModule
+from gender_cls.models.network import GenderNet
+from gender_cls.inference.predictor import Predictor
+from gender_cls.evaluation.tables import table
+from gender_cls.transforms.views import REPORTED, EvaluationViews
 
 sys.path.insert(0, str(PROJECT))
 from train import make_data
 
-COLUMNS = {"error": "error", "error_corrected": "less noise", "slope": "slope", "intercept": "intercept"}
+COLUMNS = {"error": "error", "ece_debiased": "debiased", "slope": "slope", "intercept": "intercept"}
 COLUMNS |= {"brier": "Brier", "nll": "NLL", "auroc": "AUROC"}
 Asked = tuple[torch.Tensor, np.ndarray]  # logits (8, N) in each of ASKED, labels (N)
 
@@ -44,7 +44,7 @@ def of_a_run(folder: Path, model: Path) -> dict[str, Asked]:
     """What the model of a run says of val, and its raw head's equals of train out of fold."""
     cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
     data = make_data(cfg, instantiate(cfg.data.source))
-    answers = answers_of(model, 0.0, data.faces.splits["val"])
+    predictions = predictions_of(model, 0.0, data.faces.splits["val"])
     network = GenderNet(cfg.model.weights, cfg.model.backbone)
     extractor = Extractor(network, cache_folder())
     data.compute_features(extractor, cfg.views)
@@ -54,16 +54,16 @@ def of_a_run(folder: Path, model: Path) -> dict[str, Asked]:
     )
     held_out = HeldOut(data, extractor)
     held_out.find()
-    pictures = {face.digest.encode(): face.path for face in held_out.faces}
-    wanted = dict.fromkeys(pictures, tuple(ASKED.values()))
+    images = {face.digest.encode(): face.path for face in held_out.faces}
+    wanted = dict.fromkeys(images, tuple(REPORTED.values()))
     store = held_out.store = extractor.compute(
-        EvaluationViews(data.views.preprocessing), pictures, wanted, data.num_workers
+        EvaluationViews(data.views.preprocessing), images, wanted, data.num_workers
     )
     digests = np.array([face.digest.encode() for face in held_out.faces])
-    held_out.places = np.stack([store.find(digests, condition) for condition in ASKED.values()])
+    held_out.places = np.stack([store.find(digests, condition) for condition in REPORTED.values()])
     steps = cfg.trainer.max_epochs * math.ceil(len(data.faces.splits["train"]) / cfg.data.batch_size)
     asked = held_out.logits(module, steps)
-    return {"val": (answers.logits[list(ASKED.values())], answers.labels), "train": (asked, held_out.labels)}
+    return {"val": (predictions.logits[list(REPORTED.values())], predictions.labels), "train": (asked, held_out.labels)}
 
 
 def rows(logits: torch.Tensor, labels: np.ndarray) -> np.ndarray:
@@ -76,7 +76,7 @@ def rows(logits: torch.Tensor, labels: np.ndarray) -> np.ndarray:
 
 
 def cells(name: str, found: np.ndarray) -> list[str]:
-    """A line of the table, of figures (seeds, conditions, len(COLUMNS)) in the clean or the degraded conditions."""
+    """A line of the table, of figures (seeds, conditions, len(COLUMNS)) in the clean or the corrupted conditions."""
     of_seeds = found.mean(1)
     line = [f"{m:.3f} ({a:.3f} to {b:.3f})" for m, a, b in zip(of_seeds.mean(0), of_seeds.min(0), of_seeds.max(0))]
     if found.shape[1] > 1:  # a mean would be good where some are too high and some too low
@@ -97,15 +97,15 @@ def main() -> None:
     found: dict[str, list[np.ndarray]] = {}
     with tempfile.TemporaryDirectory() as runs:
         for seed in arguments.seeds:
-            words = [
+            arguments = [
                 f"experiment={arguments.experiment}",
                 "views=8",
                 "calibration=platt",
                 f"seed={seed}",
                 f"trainer.max_epochs={arguments.epochs}",
             ]
-            words += [f"data.root='{arguments.root.resolve()}'", f"model.weights='{arguments.weights}'"]
-            model = run_train(words, Path(runs, str(seed)))
+            arguments += [f"data.root='{arguments.root.resolve()}'", f"model.weights='{arguments.weights}'"]
+            model = run_train(arguments, Path(runs, str(seed)))
             calibration = Predictor(model).calibration
             assert calibration
             slope, bias = calibration["slope"], calibration["bias"]
@@ -122,8 +122,8 @@ def main() -> None:
     shown = []
     for name, of_seeds in found.items():
         shown.append(cells(f"{name}, clean", np.array(of_seeds)[:, :1]))
-        shown.append(cells(f"{name}, degraded", np.array(of_seeds)[:, 1:]))
-    print(table((f"{len(val[1])} + {len(train[1])} pictures", *COLUMNS.values()), shown))
+        shown.append(cells(f"{name}, corrupted", np.array(of_seeds)[:, 1:]))
+    print(table((f"{len(val[1])} + {len(train[1])} images", *COLUMNS.values()), shown))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How `experiment=robust` was chosen: heads cross-validated over the people of train, on clean and degraded pictures.
+"""How `experiment=robust` was chosen: heads cross-validated over the people of train, on clean and corrupted images.
 
 Five folds, so that nobody is on both sides; val is not looked at. A line for each recipe, means of three seeds: area
-under the ROC, class-balanced log-loss and macro-F1 of the out-of-fold answers on clean pictures, and their means over
-the seven degradations at severity 3, with the standard deviation of the log-loss over the seeds. With
+under the ROC, class-balanced log-loss and macro-F1 of the out-of-fold answers on clean images, and their means over
+the seven corruptions at severity 3, with the standard deviation of the log-loss over the seeds. With
 efficientnet_lite0 the experiment became the line lr 2e-3.
 
     python benchmarks/cross_validation.py data/facecom --weights resnet18.pth
@@ -19,22 +19,22 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from gender_cls import cache_folder
-from gender_cls.checks import check
-from gender_cls.degrade import DEGRADATIONS
-from gender_cls.features import Extractor
-from gender_cls.metrics import auroc, class_scores, confusion
-from gender_cls.network import GenderNet
-from gender_cls.people import IDENTITY, fold_people
-from gender_cls.sources import Face, folder
-from gender_cls.tables import table
-from gender_cls.transforms import Preprocessing
-from gender_cls.views import CLEAN, CONDITIONS, MIDDLE, Degrading, EvaluationViews, TrainingViews, Views
-from gender_cls.weights import inputs_of
+from gender_cls.files import cache_folder
+from gender_cls.data.validation import check
+from gender_cls.transforms.corruptions import CORRUPTIONS
+from gender_cls.features.extractor import Extractor
+from gender_cls.evaluation.metrics import auroc, class_scores, confusion
+from gender_cls.models.network import GenderNet
+from gender_cls.data.identities import IDENTITY, fold_identities
+from gender_cls.data.sources import Face, folder
+from gender_cls.evaluation.tables import table
+from gender_cls.transforms.preprocessing import Preprocessing
+from gender_cls.transforms.views import CLEAN, CONDITIONS, MID_SEVERITY, RandomCorruption, EvaluationViews, TrainingViews, Views
+from gender_cls.models.weights import inputs_of
 
 FOLDS = 5
 SEEDS = range(3)
-ASKED = (CLEAN, *(CONDITIONS.index((name, MIDDLE)) for name in DEGRADATIONS))
+REPORTED = (CLEAN, *(CONDITIONS.index((name, MID_SEVERITY)) for name in CORRUPTIONS))
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Recipe:
 
     crop: float = 0.8
     median: bool = True
-    degrading: Degrading = field(default_factory=lambda: Degrading(0.5, 0.3))
+    corruption: RandomCorruption = field(default_factory=lambda: RandomCorruption(0.5, 0.3))
     views: int = 8
     lr: float = 1e-2
     cosine: bool = True
@@ -68,33 +68,33 @@ RECIPES = {
     "  60 epochs": replace(ROBUST, epochs=60),
     "  not balanced": replace(ROBUST, balanced=False),
     "4 views": FOUR,
-    "  none degraded": replace(FOUR, degrading=Degrading()),
-    "  a quarter degraded": replace(FOUR, degrading=Degrading(0.25, 0.3)),
-    "  three quarters degraded": replace(FOUR, degrading=Degrading(0.75, 0.3)),
-    "  never twice": replace(FOUR, degrading=Degrading(0.5, 0.0)),
-    "  severities 1 to 3": replace(FOUR, degrading=Degrading(0.5, 0.3, severities=(1, 2, 3))),
+    "  none corrupted": replace(FOUR, corruption=RandomCorruption()),
+    "  a quarter corrupted": replace(FOUR, corruption=RandomCorruption(0.25, 0.3)),
+    "  three quarters corrupted": replace(FOUR, corruption=RandomCorruption(0.75, 0.3)),
+    "  never twice": replace(FOUR, corruption=RandomCorruption(0.5, 0.0)),
+    "  severities 1 to 3": replace(FOUR, corruption=RandomCorruption(0.5, 0.3, severities=(1, 2, 3))),
     "  no median": replace(FOUR, median=False),
     "  no crop": replace(FOUR, crop=1.0),
     "  crop 0.7": replace(FOUR, crop=0.7),
-    "the seed's preprocessing, constant lr 1e-4, none degraded": Recipe(
-        crop=1.0, median=False, degrading=Degrading(), views=4, lr=1e-4, cosine=False
+    "the seed's preprocessing, constant lr 1e-4, none corrupted": Recipe(
+        crop=1.0, median=False, corruption=RandomCorruption(), views=4, lr=1e-4, cosine=False
     ),
 }
 
 
 class Features:
-    """Of the training pictures, in memory; `made_for` is what the backbone's weights take, of `inputs_of`."""
+    """Of the training images, in memory; `made_for` is what the backbone's weights take, of `inputs_of`."""
 
     def __init__(self, faces: list[Face], extractor: Extractor, made_for: dict[str, Any]) -> None:
         self.extractor = extractor
         self.made_for = made_for
-        self.pictures = {face.digest.encode(): face.path for face in faces}
+        self.images = {face.digest.encode(): face.path for face in faces}
         self.digests = np.array([face.digest.encode() for face in faces])
 
     def __call__(self, views: Views, columns: tuple[int, ...]) -> torch.Tensor:
         """(N, len(columns), F)."""
         store = self.extractor.compute(
-            views, self.pictures, dict.fromkeys(self.pictures, columns), torch.get_num_threads()
+            views, self.images, dict.fromkeys(self.images, columns), torch.get_num_threads()
         )
         return torch.stack([store.read(store.find(self.digests, column)) for column in columns], dim=1)
 
@@ -120,11 +120,11 @@ def fit(views: torch.Tensor, labels: torch.Tensor, recipe: Recipe, seed: int) ->
 def out_of_fold(recipe: Recipe, features: Features, labels: torch.Tensor, folds: torch.Tensor) -> torch.Tensor:
     """Logits, (len(SEEDS), len(ASKED), N), each from a head that has not seen the person."""
     preprocessing = Preprocessing(**features.made_for, crop=recipe.crop, median=recipe.median)
-    training = TrainingViews(preprocessing, 0.5, (0.2, 0.2, 0.2), 3, recipe.degrading)
+    training = TrainingViews(preprocessing, 0.5, (0.2, 0.2, 0.2), 3, recipe.corruption)
     views = features(training, tuple(range(recipe.views)))
-    evaluation = features(EvaluationViews(preprocessing), ASKED)
+    evaluation = features(EvaluationViews(preprocessing), REPORTED)
     shift = 0.0 if recipe.balanced else math.log(labels.mean() / (1 - labels.mean()))  # to as many women as men
-    logits = torch.empty(len(SEEDS), len(ASKED), len(labels))
+    logits = torch.empty(len(SEEDS), len(REPORTED), len(labels))
     for seed, fold in itertools.product(SEEDS, range(FOLDS)):
         rest = folds != fold
         head = fit(views[rest], labels[rest], recipe, seed)
@@ -134,15 +134,15 @@ def out_of_fold(recipe: Recipe, features: Features, labels: torch.Tensor, folds:
 
 
 def row(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
-    """AUROC, balanced log-loss and macro-F1 on clean pictures, and their means over the degradations."""
+    """AUROC, balanced log-loss and macro-F1 on clean images, and their means over the corruptions."""
     found = []
     for of_condition in logits:
         losses = binary_cross_entropy_with_logits(of_condition, labels, reduction="none")
         balanced = float((losses[labels == 0].mean() + losses[labels == 1].mean()) / 2)
         counts = confusion((of_condition > 0).numpy(), labels.numpy())
         found.append((auroc(of_condition.sigmoid(), labels), balanced, float(class_scores(counts)["f1_macro"])))
-    clean, *degraded = np.array(found, dtype=float)
-    return [float(value) for pair in zip(clean, np.mean(degraded, axis=0)) for value in pair]
+    clean, *corrupted = np.array(found, dtype=float)
+    return [float(value) for pair in zip(clean, np.mean(corrupted, axis=0)) for value in pair]
 
 
 def main() -> None:
@@ -157,14 +157,14 @@ def main() -> None:
     extractor = Extractor(GenderNet(arguments.weights, arguments.backbone), cache_folder())
     features = Features(faces, extractor, inputs_of(arguments.backbone, arguments.weights))
     labels = torch.tensor([float(face.label) for face in faces])
-    folds = torch.tensor(fold_people(faces, FOLDS, seed=0))
+    folds = torch.tensor(fold_identities(faces, FOLDS, seed=0))
     rows: list[list[object]] = []
     for name, recipe in RECIPES.items():
         if not arguments.only or arguments.only in name:
             of_seeds = [row(logits, labels) for logits in out_of_fold(recipe, features, labels, folds)]
             rows.append([name, *np.mean(of_seeds, axis=0).tolist(), float(np.std(of_seeds, axis=0)[3])])
     header = [f"{what}{of}" for what in ("AUROC", "log-loss", "macro-F1") for of in ("", " of seven")] + ["sd"]
-    print(table((f"{len(faces)} pictures, {FOLDS} folds", *header), rows))
+    print(table((f"{len(faces)} images, {FOLDS} folds", *header), rows))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from gender_cls.backbones import folded, openvino_backbone, torch_backbone
-from gender_cls.network import GenderNet
-from gender_cls.transforms import Preprocessing
-from gender_cls.views import TrainingViews
+from gender_cls.models.backbones import folded, openvino_backbone, torch_backbone
+from gender_cls.models.network import GenderNet
+from gender_cls.transforms.preprocessing import Preprocessing
+from gender_cls.transforms.views import TrainingViews
 
 
 def rate(run: Callable[[], object], number: float, seconds: float) -> float:
@@ -62,8 +62,8 @@ def main() -> None:
         as_views = 2 * 2048**3 / counter.get_total_flops()
         line(f"the same arithmetic as a matrix product, {dtype}", lambda square=square: square @ square, as_views)
     torch.set_num_threads(1)
-    picture = Image.fromarray(noise[0].permute(1, 2, 0).numpy()).resize((171, 256))
-    line("eight training views, one core, no backbone", lambda: views(picture, "", range(8)), 8)
+    image = Image.fromarray(noise[0].permute(1, 2, 0).numpy()).resize((171, 256))
+    line("eight training views, one core, no backbone", lambda: views(image, "", range(8)), 8)
     if torch.cuda.is_available():
         large = noise.repeat(8, 1, 1, 1)
         backbone = torch_backbone(network, views.preprocessing, "bf16", torch.device("cuda"))

@@ -1,4 +1,4 @@
-"""An epoch from a store of synthetic features, by the number of pictures: seconds and anonymous memory. Linux only.
+"""An epoch from a store of synthetic features, by the number of images: seconds and anonymous memory. Linux only.
 
 The store has just been written, so most of it is still in the page cache; an epoch includes its validation.
 
@@ -21,15 +21,15 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from gender_cls.checks import FaceSet
-from gender_cls.datamodule import FaceDataModule
-from gender_cls.features import SHARD_PICTURES, Extractor
-from gender_cls.module import GenderModule
-from gender_cls.network import GenderNet
-from gender_cls.sources import Face
-from gender_cls.store import DIGEST
-from gender_cls.transforms import Preprocessing
-from gender_cls.views import CLEAN, EvaluationViews, TrainingViews
+from gender_cls.data.validation import FaceSet
+from gender_cls.data.datamodule import FaceDataModule
+from gender_cls.features.extractor import SHARD_IMAGES, Extractor
+from gender_cls.training.module import GenderModule
+from gender_cls.models.network import GenderNet
+from gender_cls.data.sources import Face
+from gender_cls.features.store import DIGEST
+from gender_cls.transforms.preprocessing import Preprocessing
+from gender_cls.transforms.views import CLEAN, EvaluationViews, TrainingViews
 
 VIEWS = 8
 SIZES = (10_000, 100_000, 1_000_000)
@@ -63,9 +63,9 @@ def epoch(number: int, folder: Path) -> None:
     extractor = Extractor(network, folder)
     training, evaluation = extractor.store(views), extractor.store(EvaluationViews(views.preprocessing))
     digests = np.array([f"{index:032x}".encode() for index in range(number)], dtype=DIGEST)
-    rows = torch.rand(SHARD_PICTURES, VIEWS, 512).half()
-    for first in range(0, number, SHARD_PICTURES):
-        some = digests[first : first + SHARD_PICTURES]
+    rows = torch.rand(SHARD_IMAGES, VIEWS, 512).half()
+    for first in range(0, number, SHARD_IMAGES):
+        some = digests[first : first + SHARD_IMAGES]
         training.write(some, tuple(range(VIEWS)), rows[: len(some)])
         evaluation.write(some, (CLEAN,), rows[: len(some), :1])
     faces = [Face(f"faces/{i:08d}.jpg", i % 5 > 0, f"{i // 2}", "", f"{i:032x}") for i in range(number)]
@@ -86,8 +86,8 @@ def epoch(number: int, folder: Path) -> None:
     seconds = time.perf_counter() - started
     stored = sum(path.stat().st_size for path in folder.glob("*/*")) / 1e9
     print(
-        f"{number:9d} pictures, {stored:5.2f} GB stored: found in {found:5.1f} s, epoch {seconds:7.1f} s, "
-        f"{seconds / number * 1e6:6.1f} us a picture, anonymous memory {watch.peak:6.0f} MB",
+        f"{number:9d} images, {stored:5.2f} GB stored: found in {found:5.1f} s, epoch {seconds:7.1f} s, "
+        f"{seconds / number * 1e6:6.1f} us an image, anonymous memory {watch.peak:6.0f} MB",
         flush=True,
     )
 
@@ -96,18 +96,18 @@ def main() -> None:
     """One process for each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, required=True, help="folder for the stores, which are deleted afterwards")
-    parser.add_argument("--pictures", type=int, help="of one store; without it 1e4, 1e5 and 1e6")
+    parser.add_argument("--images", type=int, help="of one store; without it 1e4, 1e5 and 1e6")
     arguments = parser.parse_args()
     folder = arguments.dir / "million"
-    if arguments.pictures:
+    if arguments.images:
         try:
-            epoch(arguments.pictures, folder)
+            epoch(arguments.images, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return
     for number in SIZES:
-        words = [sys.executable, __file__, "--dir", str(arguments.dir), "--pictures", str(number)]
-        subprocess.run(words, check=True)
+        arguments = [sys.executable, __file__, "--dir", str(arguments.dir), "--images", str(number)]
+        subprocess.run(arguments, check=True)
 
 
 if __name__ == "__main__":

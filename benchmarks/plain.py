@@ -57,8 +57,8 @@ def main() -> None:
         confusion = torch.zeros(2, 2)
         with torch.no_grad():
             for images, labels in val_loader:
-                answers = (net(images).squeeze(1).sigmoid() > 0.5).long()
-                confusion.view(-1).index_add_(0, 2 * labels + answers, torch.ones(len(labels)))
+                predictions = (net(images).squeeze(1).sigmoid() > 0.5).long()
+                confusion.view(-1).index_add_(0, 2 * labels + predictions, torch.ones(len(labels)))
         hits = confusion.diagonal()
         f1 = 2 * hits / (confusion.sum(0) + confusion.sum(1))
         seconds = time.perf_counter() - started

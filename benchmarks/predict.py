@@ -1,7 +1,7 @@
-"""Pictures a second and memory of prediction: the plain loop, one process a picture, and this project by each runtime.
+"""Images a second and memory of prediction: the plain loop, one process an image, and this project by each runtime.
 
-Whole processes, one after another, on the same pictures, weights (random ones, the recipe's preprocessing) and machine.
-One process a picture is timed over five and scaled; a single picture's times are the least of five runs. Linux only.
+Whole processes, one after another, on the same images, weights (random ones, the recipe's preprocessing) and machine.
+One process an image is timed over five and scaled; a single image's times are the least of five runs. Linux only.
 
     python benchmarks/predict.py data/facecom
 """
@@ -22,13 +22,13 @@ from torchvision import transforms
 from torchvision.models import resnet18
 from training import PROJECT, measure
 
-from gender_cls.images import list_pictures
-from gender_cls.network import GenderNet
-from gender_cls.tables import table
-from gender_cls.transforms import Preprocessing
+from gender_cls.transforms.decode import list_images
+from gender_cls.models.network import GenderNet
+from gender_cls.evaluation.tables import table
+from gender_cls.transforms.preprocessing import Preprocessing
 
 PICTURES, TIMES = 2000, 5
-BY = "import sys, predict, gender_cls.runtimes as r; r.OPENVINO_FROM = {}; sys.exit(predict.main(sys.argv[1:]))"
+BY = "import sys, predict, gender_cls.inference.runtimes as r; r.OPENVINO_FROM = {}; sys.exit(predict.main(sys.argv[1:]))"
 IMPORTS = "import torch, torchvision"
 
 
@@ -47,12 +47,12 @@ def plain(model: str, paths: list[str]) -> None:
                 print(path, "male" if p_male > 0.5 else "female", f"{100 * max(p_male, 1 - p_male):.1f} %")
 
 
-def least(words: list[str], times: int) -> float:
+def least(arguments: list[str], times: int) -> float:
     """Seconds of the fastest of some runs."""
     seconds = []
     for _ in range(times):
         started = time.perf_counter()
-        subprocess.run(words, check=True, capture_output=True, cwd=PROJECT)
+        subprocess.run(arguments, check=True, capture_output=True, cwd=PROJECT)
         seconds.append(time.perf_counter() - started)
     return min(seconds)
 
@@ -60,15 +60,15 @@ def least(words: list[str], times: int) -> float:
 def main() -> None:
     """Measure all and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="folder with pictures")
-    parser.add_argument("--pictures", type=int, default=PICTURES, help="(%(default)s)")
-    parser.add_argument("--times", type=int, default=TIMES, help="runs of a single picture (%(default)s)")
+    parser.add_argument("root", type=Path, help="folder with images")
+    parser.add_argument("--images", type=int, default=PICTURES, help="(%(default)s)")
+    parser.add_argument("--times", type=int, default=TIMES, help="runs of a single image (%(default)s)")
     parser.add_argument("--plain", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.plain:
         plain(arguments.plain, arguments.root.read_text().splitlines())
         return
-    paths = list_pictures(arguments.root.resolve())[: arguments.pictures]
+    paths = list_images(arguments.root.resolve())[: arguments.images]
     with tempfile.TemporaryDirectory() as folder:
         many, more, one = (Path(folder, name) for name in ("many.txt", "more.txt", "one.txt"))
         many.write_text("\n".join(paths))
@@ -80,7 +80,7 @@ def main() -> None:
         model.with_suffix(".json").write_text(json.dumps({"preprocessing": asdict(Preprocessing())}))
         python, script = sys.executable, str(PROJECT / "predict.py")
         subprocess.run(
-            [python, "-m", "gender_cls.export", f"model={model}", f"to={onnx}"], check=True, capture_output=True
+            [python, "-m", "gender_cls.inference.export", f"model={model}", f"to={onnx}"], check=True, capture_output=True
         )
         start = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); {BY}"
         by_torch = [python, "-c", start.format(10**9), f"model={model}"]
@@ -96,20 +96,20 @@ def main() -> None:
         scaled = sum(measure([*loop, str(one)], folder).seconds for _ in range(arguments.times))
         scaled *= len(paths) / arguments.times
         rows: list[list[object]] = [
-            ["a process a picture (scaled)", f"{scaled:.0f}", f"{len(paths) / scaled:.1f}", "", ""]
+            ["a process an image (scaled)", f"{scaled:.0f}", f"{len(paths) / scaled:.1f}", "", ""]
         ]
-        for name, words in runs.items():
-            run = measure(words, folder)
-            number = len(paths) * (10 if words[-2] == f"img=@{more}" else 1)
+        for name, arguments in runs.items():
+            run = measure(arguments, folder)
+            number = len(paths) * (10 if arguments[-2] == f"img=@{more}" else 1)
             speed = number / run.seconds
             if not rows[1:]:
                 first = speed
             rows.append([name, f"{run.seconds:.1f}", f"{speed:.1f}", f"{speed / first:.2f}", f"{run.peak_mb:.0f}"])
         rows[0][3] = f"{len(paths) / scaled / first:.2f}"
-        print(table((f"{len(paths)} pictures", "seconds", "pictures/s", "times plain", "peak MB"), rows))
+        print(table((f"{len(paths)} images", "seconds", "images/s", "times plain", "peak MB"), rows))
         imports = least([python, "-c", IMPORTS], arguments.times)
         single = {"by torch": model, "by ONNX Runtime": onnx}
-        print(f"\na single picture: {IMPORTS} alone {imports:.2f} s")
+        print(f"\na single image: {IMPORTS} alone {imports:.2f} s")
         for name, file in single.items():
             seconds = least([python, script, f"model={file}", f"img={paths[0]}"], arguments.times)
             print(f"{name} {seconds:.2f} s, {seconds / imports:.2f} times that")

@@ -3,7 +3,7 @@
     python benchmarks/results.py data/facecom experiment=finetune model.weights=resnet18.pth
 
 Further words go to train.py as they are. Minutes are those of whole processes, report included; features that are
-stored already make them fewer. Intervals are 95 % and draw people; degraded is the mean of the seven at severity 3. The
+stored already make them fewer. Intervals are 95 % and draw people; corrupted is the mean over corruptions at severity 3. The
 rows prior=train are what calibration.prior=train gives.
 """
 
@@ -20,21 +20,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gender_cls import CLASSES, calibration
-from gender_cls.degrade import DEGRADATIONS
-from gender_cls.metrics import Evaluation
-from gender_cls.tables import table
-from gender_cls.views import MIDDLE
+from gender_cls.labels import CLASSES
+
+from gender_cls.evaluation import calibration
+from gender_cls.transforms.corruptions import CORRUPTIONS
+from gender_cls.evaluation.metrics import Evaluation
+from gender_cls.evaluation.tables import table
+from gender_cls.transforms.views import MID_SEVERITY
 
 PROJECT = Path(__file__).parent.parent
 SEEDS = (0, 1, 2)
 PRIOR = 0.5  # that calibration errors are weighted to
-COLUMNS = ("clean", *(f"{name}_{MIDDLE}" for name in DEGRADATIONS))
+COLUMNS = ("clean", *(f"{name}_{MID_SEVERITY}" for name in CORRUPTIONS))
 
 
-def train(words: list[str], where: Path) -> float:
+def train(arguments: list[str], where: Path) -> float:
     """Run train.py; returns its minutes."""
-    command = [sys.executable, str(PROJECT / "train.py"), *words, "report=full", f"hydra.run.dir={where}"]
+    command = [sys.executable, str(PROJECT / "train.py"), *arguments, "report=full", f"hydra.run.dir={where}"]
     started = time.perf_counter()
     subprocess.run([*command, "trainer.enable_progress_bar=false"], check=True, stdout=subprocess.DEVNULL)
     return (time.perf_counter() - started) / 60
@@ -51,8 +53,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as runs:
         for seed in arguments.seeds:
             where = Path(runs, str(seed))
-            words = [f"data.root='{arguments.root.resolve()}'", *arguments.words, f"seed={seed}"]
-            minutes.append(train(words, where))
+            arguments = [f"data.root='{arguments.root.resolve()}'", *arguments.arguments, f"seed={seed}"]
+            minutes.append(train(arguments, where))
             with open(where / "report" / "predictions.csv", newline="") as file:
                 rows = list(csv.DictReader(file))
             probabilities.append([[float(row[column]) for row in rows] for column in COLUMNS])
@@ -60,24 +62,24 @@ def main() -> None:
         facts = json.loads((where / "metrics.json").read_text())
     logits = torch.logit(torch.tensor(probabilities).double(), eps=1e-6)  # (seeds, 8, N), written with six digits
     labels = np.array([CLASSES.index(row["label"]) for row in rows])
-    people = [row["identity"] for row in rows]
-    table_rows = rows_of(logits, labels, people, "")
+    identities = [row["identity"] for row in rows]
+    table_rows = rows_of(logits, labels, identities, "")
     if facts["calibration"]:
-        counts = {row["class"]: row["pictures"] for row in facts["data"]["counts"] if row["split"] == "train"}
+        counts = {row["class"]: row["images"] for row in facts["data"]["counts"] if row["split"] == "train"}
         shift = math.log(counts["male"] / counts["female"]) - calibration.log_odds(facts["calibration"]["prior"])
-        table_rows += rows_of(logits + shift, labels, people, ", prior=train")
+        table_rows += rows_of(logits + shift, labels, identities, ", prior=train")
     header = ("", "macro-F1", "low", "high", "of each seed", "F1 female", "F1 male", "accuracy", "AUROC", "cal. error")
-    print(f"{' '.join(arguments.words)}: {', '.join(f'{m:.1f}' for m in minutes)} minutes")
-    print(f"{len(labels)} pictures of {len(set(people))} people; calibration error: less noise, prior {PRIOR}")
+    print(f"{' '.join(arguments.arguments)}: {', '.join(f'{m:.1f}' for m in minutes)} minutes")
+    print(f"{len(labels)} images of {len(set(identities))} people; calibration error: debiased, prior {PRIOR}")
     print(table(header, table_rows))
 
 
-def rows_of(logits: torch.Tensor, labels: np.ndarray, people: list[str], suffix: str) -> list[list[object]]:
-    """A row of clean, and one of the mean of the seven, of logits (seeds, 8, N)."""
-    evaluation = Evaluation(logits.sigmoid().flatten(0, 1), labels, people)
-    errors = np.array([[calibration.figures(row, labels, PRIOR)["error_corrected"] for row in seed] for seed in logits])
+def rows_of(logits: torch.Tensor, labels: np.ndarray, identities: list[str], suffix: str) -> list[list[object]]:
+    """A row of clean, and one of the mean over corruptions, of logits (seeds, 8, N)."""
+    evaluation = Evaluation(logits.sigmoid().flatten(0, 1), labels, identities)
+    errors = np.array([[calibration.figures(row, labels, PRIOR)["ece_debiased"] for row in seed] for seed in logits])
     table_rows: list[list[object]] = []
-    for name, chosen in {"clean": [0], "degraded": list(range(1, len(COLUMNS)))}.items():
+    for name, chosen in {"clean": [0], "corrupted": list(range(1, len(COLUMNS)))}.items():
         sets = [[len(COLUMNS) * seed + column for column in chosen] for seed in range(len(logits))]
         found = evaluation.figures(*(each for some in sets for each in some))
         each = " ".join(f"{evaluation.figures(*some)['f1_macro']:.3f}" for some in sets)

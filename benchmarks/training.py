@@ -4,7 +4,7 @@ Then an epoch in which the whole network is trained, with the validation after i
 in bf16 where the processor computes with it, and experiment=finetune.
 
 Whole processes, one after another, on the same data, weights and machine; the plain loop is timed over two epochs and
-scaled. Cold means empty caches: pictures are checked, features computed. Linux only (memory is read from /proc).
+scaled. Cold means empty caches: images are checked, features computed. Linux only (memory is read from /proc).
 
     python benchmarks/training.py data/facecom --weights resnet18.pth
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from gender_cls.tables import table
+from gender_cls.evaluation.tables import table
 
 PROJECT = Path(__file__).parent.parent
 EPOCHS, TIMED = 30, 2
@@ -36,7 +36,7 @@ class Measured:
     output: str
 
 
-def measure(words: list[str], folder: str) -> Measured:
+def measure(arguments: list[str], folder: str) -> Measured:
     """Run a command in a folder, with its caches there.
 
     Raises:
@@ -45,7 +45,7 @@ def measure(words: list[str], folder: str) -> Measured:
     started, peak = time.perf_counter(), 0.0
     with tempfile.TemporaryFile("w+") as output:
         environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache"}
-        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment)
+        process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment)
         while process.poll() is None:
             peak = max(peak, memory_mb(process.pid))
             time.sleep(0.1)
@@ -53,7 +53,7 @@ def measure(words: list[str], folder: str) -> Measured:
         output.seek(0)
         text = output.read()
     if process.returncode:
-        raise RuntimeError(f"{' '.join(words)} failed:\n{text}")
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{text}")
     return Measured(seconds, peak, text)
 
 
@@ -77,12 +77,12 @@ def the_recipe(plain: list[str], ours: list[str], folder: str) -> list[list[obje
     rows.append([f"plain loop ({TIMED} epochs, scaled)", f"{whole:.1f}", "1.0", f"{of_plain.peak_mb:.0f}", ""])
     print(f"an epoch of the plain loop: {sum(epochs) / TIMED:.1f} s")
     for engine in ("torch", "openvino") if find_spec("openvino") else ("torch",):
-        words = [*ours, "experiment=seed", "views=8", f"features.engine={engine}", f"trainer.max_epochs={EPOCHS}"]
-        words += [f"features.dir=features_{engine}"]
+        arguments = [*ours, "experiment=seed", "views=8", f"features.engine={engine}", f"trainer.max_epochs={EPOCHS}"]
+        arguments += [f"features.dir=features_{engine}"]
         for state in ("cold", "warm"):
             if state == "cold" and Path(folder, "cache/gender_cls/pictures.sqlite").exists():
                 Path(folder, "cache/gender_cls/pictures.sqlite").unlink()
-            run = measure([*words, f"hydra.run.dir={engine}_{state}"], folder)
+            run = measure([*arguments, f"hydra.run.dir={engine}_{state}"], folder)
             f1 = json.loads(Path(folder, f"{engine}_{state}", "metrics.json").read_text())["val"]["f1_macro"]
             rows.append(
                 [f"{engine}, {state}", f"{run.seconds:.1f}", f"{whole / run.seconds:.1f}", f"{run.peak_mb:.0f}", f1]
@@ -99,8 +99,8 @@ def fine_tuning(plain: list[str], ours: list[str], folder: str) -> list[list[obj
         "the recipe's views, precision=auto": ["experiment=seed", "model.trainable=all", "trainer.precision=auto"],
         "experiment=finetune": ["experiment=finetune", "calibration=none", "report=short"],
     }
-    for name, words in kinds.items():
-        run = measure([*ours, *words, "data.holdout=0", f"trainer.max_epochs={TIMED}", "hydra.run.dir=tuned"], folder)
+    for name, arguments in kinds.items():
+        run = measure([*ours, *arguments, "data.holdout=0", f"trainer.max_epochs={TIMED}", "hydra.run.dir=tuned"], folder)
         fitted = json.loads(Path(folder, "tuned", "metrics.json").read_text())["fit"]
         epoch = fitted["seconds"] / fitted["epochs"]
         rows.append([name, f"{epoch:.1f}", f"{seconds / epoch:.1f}", f"{run.peak_mb:.0f}"])

@@ -1,8 +1,48 @@
-"""The one exception that a person is meant to read."""
+"""The one exception that a user is meant to read, and the checks of values that raise it."""
+
+from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something that the user can mend: its text is one line naming the path or key and the way out.
+    """Something that the user can mend.
 
-    `train.py` and `predict.py` print it without a traceback.
+    The entry points print the message without a traceback.
+
+    Args:
+        code: Kind of the error, kebab-case, for programs and tests; the message may be reworded, the code may not.
+        message: One line that names the file or key and the way out.
     """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:  # it crosses processes
+        return type(self), (self.code, str(self))
+
+
+def check_integer(key: str, value: object, least: int) -> None:
+    """Raise a `UserError` unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError("bad-value", f"{key}={value}: give an integer of at least {least}")
+
+
+def check_share(key: str, value: object, *, zero: bool = False, one: bool = False) -> None:
+    """Raise a `UserError` unless `value` is a number between 0 and 1; `zero` and `one` allow the ends."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (0 < value < 1 or (zero and value == 0) or (one and value == 1)):  # type: ignore[operator]
+        ends = f"{'from' if zero else 'above'} 0 {'to' if one else 'and below'} 1"
+        raise UserError("bad-value", f"{key}={value}: give a number {ends}")
+
+
+def check_choice(key: str, value: object, choices: Iterable[object]) -> None:
+    """Raise a `UserError` unless `value` is one of `choices`."""
+    known = list(choices)
+    if value not in known:
+        raise UserError("bad-value", f"{key}={value}: give {' or '.join(map(str, known))}")
+
+
+def check_boolean(key: str, value: object) -> None:
+    """Raise a `UserError` unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise UserError("bad-value", f"{key}={value}: give true or false")

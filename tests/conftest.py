@@ -14,7 +14,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from torchvision.models import resnet18
 
-from gender_cls import demo
+from gender_cls.data import drawn as demo
 
 ROOT = Path(__file__).parent.parent
 TINY = ("data.size=32", "data.batch_size=8", "data.num_workers=0", "trainer.accelerator=cpu")
@@ -51,9 +51,9 @@ def backbone_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def script(name: str, *words: str) -> None:
+def script(name: str, *arguments: str) -> None:
     """Run a script of the project in this process, as `python NAME WORDS` would."""
-    before, sys.argv = sys.argv, [name, *words]
+    before, sys.argv = sys.argv, [name, *arguments]
     handler = signal.getsignal(signal.SIGINT)
     try:
         runpy.run_path(str(ROOT / name), run_name="__main__")
@@ -73,18 +73,18 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def train(in_tmp: Path, drawn: Path) -> Run:
     """Train on the drawn faces with random weights, raw, unless told otherwise; returns the run folder."""
 
-    def run(*words: str, name: str = "run") -> Path:
+    def run(*arguments: str, name: str = "run") -> Path:
         folder = in_tmp / "runs" / name
-        where = () if "-m" in words else (f"hydra.run.dir={folder}",)
-        given = {word.split("=")[0] for word in words}
+        where = () if "-m" in arguments else (f"hydra.run.dir={folder}",)
+        given = {argument.split("=")[0] for argument in arguments}
         usual = [f"data.root={drawn}", "model.weights=null", "calibration=none"]
-        usual = [word for word in usual if word.split("=")[0] not in given]
-        if "data=manifest" in words:
+        usual = [argument for argument in usual if argument.split("=")[0] not in given]
+        if "data=manifest" in arguments:
             usual = usual[1:]
         if "experiment" in given and "calibration=none" in usual:
             usual.remove("calibration=none")  # which it has a say in
-        multirun = ("-m",) if "-m" in words else ()  # argparse wants it before the overrides
-        script("train.py", *multirun, *usual, *TINY, *where, *(word for word in words if word != "-m"))
+        multirun = ("-m",) if "-m" in arguments else ()  # argparse wants it before the overrides
+        script("train.py", *multirun, *usual, *TINY, *where, *(argument for argument in arguments if argument != "-m"))
         return folder
 
     return run
@@ -94,10 +94,10 @@ def train(in_tmp: Path, drawn: Path) -> Run:
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run what must fail with exit code 1 and one line on standard error; returns the line."""
 
-    def run(start: Callable[..., object], *words: str) -> str:
+    def run(start: Callable[..., object], *arguments: str) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            start(*words)
+            start(*arguments)
         assert isinstance(stop.value.code, str), f"exit code {stop.value.code}, {capsys.readouterr().err}"
         line = stop.value.code  # what Python prints before it ends with exit code 1
         assert line.startswith("error: ")
@@ -112,7 +112,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a run by the real command; what it said lies in stdout.txt and stderr.txt beside runs/."""
     where = tmp_path_factory.mktemp("trained")
-    words = (
+    arguments = (
         f"data.root={drawn}",
         "model.weights=null",
         "trainer.max_epochs=2",
@@ -121,7 +121,7 @@ def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         *TINY,
     )
     done = subprocess.run(
-        [sys.executable, ROOT / "train.py", *words, "hydra.run.dir=runs/one"], cwd=where, capture_output=True, text=True
+        [sys.executable, ROOT / "train.py", *arguments, "hydra.run.dir=runs/one"], cwd=where, capture_output=True, text=True
     )
     (where / "stdout.txt").write_text(done.stdout)
     (where / "stderr.txt").write_text(done.stderr)

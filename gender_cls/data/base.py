@@ -1,0 +1,270 @@
+"""The base of the LightningDataModules: faces as batches of views or of stored features."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from gender_cls.data.datasets import FaceDataset, FeatureDataset, collate, whole
+from gender_cls.data.identities import IDENTITY
+from gender_cls.data.sampler import DrawSampler
+from gender_cls.data.sources import Splits
+from gender_cls.data.validation import FaceSet, check
+from gender_cls.errors import UserError, check_boolean, check_integer
+from gender_cls.features.extractor import Extractor, FeatureOptions
+from gender_cls.labels import CLASSES
+from gender_cls.models.network import GenderNet
+from gender_cls.transforms.preprocessing import Preprocessing
+from gender_cls.transforms.views import CLEAN, Augmentation, EvaluationViews, RandomCorruption, TrainingViews
+
+DECIDE_A_HEAD = ("holdout", "split_seed", "batch_size", "balanced_sampler")
+EVALUATION_BATCH = 4096  # of features: a step costs more than what it computes
+
+
+class FaceDataModule(pl.LightningDataModule):
+    """Base of the data modules; a subclass lists the faces.
+
+    Where the trained module's backbone is frozen and `cached_views` is not 0, `setup` computes the features of each
+    training image's views and of each other image once, with the network of `trainer.lightning_module`, and batches
+    hold these; otherwise they hold views, computed at each draw.
+
+    Args:
+        identity: Regular expression on file names without their suffix, whose first group is the identity; None where
+            each image is an identity of its own.
+        val_share: Share of the images, by identity, that becomes val where the data bring no split.
+        holdout: Share of the training images, by identity, that becomes dev; 0 for none.
+        split_seed: Seed of who becomes val and dev.
+        batch_size: Images in a training batch.
+        num_workers: Processes that decode, augment and compute features; None for one a core. The result does not
+            depend on it.
+        balanced_sampler: Whether to draw both classes equally often, by inverse class counts; otherwise each image is
+            drawn once an epoch.
+        seed: Seed of the order of draws.
+        size: Side of the network's input, in pixels.
+        interpolation: Interpolation of the resize to it, by Pillow's name.
+        mean: Mean of each channel, in 0..1, that is subtracted.
+        std: Standard deviation of each channel that is divided by.
+        crop: Share of each image's width and height, in the middle, that is kept.
+        median: Whether to take the median of 3 x 3 pixels before the resize.
+        augment: Augmentation of training views.
+        corruption: Corruption of training views.
+        view_seed: Seed of what is random in training views.
+        cached_views: Number of training views of each image whose features are stored; 0 for a new view at each draw.
+        features: Where and how features are stored.
+        report_exclude: Regular expression on file names; a report gives its metrics also without these images.
+
+    Attributes:
+        group: Column whose values a report compares.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+
+    group = "group"
+
+    def __init__(
+        self,
+        *,
+        identity: str | None = IDENTITY,
+        val_share: float = 0.2,
+        holdout: float = 0.1,
+        split_seed: int = 0,
+        batch_size: int = 32,
+        num_workers: int | None = None,
+        balanced_sampler: bool = True,
+        seed: int = 0,
+        size: int = 224,
+        interpolation: str = "bilinear",
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        crop: float = 1.0,
+        median: bool = False,
+        augment: Augmentation = Augmentation(),
+        corruption: RandomCorruption = RandomCorruption(),
+        view_seed: int = 0,
+        cached_views: int = 8,
+        features: FeatureOptions = FeatureOptions(),
+        report_exclude: str | None = None,
+    ) -> None:
+        super().__init__()
+        for key, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers or 0, 0)):
+            check_integer(f"data.{key}", value, least)
+        check_integer("seed", seed, 0)
+        check_integer("cached_views", cached_views, 0)
+        check_boolean("data.balanced_sampler", balanced_sampler)
+        self.identity, self.val_share, self.holdout, self.split_seed = identity, val_share, holdout, split_seed
+        self.batch_size = batch_size
+        self.num_workers = torch.get_num_threads() if num_workers is None else num_workers
+        self.balanced_sampler, self.seed = balanced_sampler, seed
+        preprocessing = Preprocessing(size, crop, median, interpolation, tuple(mean), tuple(std))
+        self.views = TrainingViews(preprocessing, augment, corruption, view_seed)
+        self.augment, self.cached_views, self.feature_options = augment, cached_views, features
+        self.report_exclude = report_exclude
+        self.features: dict[str, FeatureDataset] = {}
+        self._extractor: Extractor | None = None
+        self._threads = 0  # of torch, before `setup`
+
+    def list_faces(self) -> Splits:
+        """Return the faces by split, or all of them under `UNSPLIT`."""
+        raise NotImplementedError
+
+    @property
+    def source_name(self) -> str:
+        """Name of the data, for captions."""
+        raise NotImplementedError
+
+    @cached_property
+    def faces(self) -> FaceSet:
+        """Checked faces: each image is read once, and remembered."""
+        return check(self.list_faces(), self.identity, self.val_share, self.holdout, self.split_seed)
+
+    @cached_property
+    def datasets(self) -> dict[str, FaceDataset]:
+        """Views of the faces, by split."""
+        evaluation = EvaluationViews(self.views.preprocessing)
+        return {
+            split: FaceDataset(members, self.views if split == "train" else evaluation)
+            for split, members in self.faces.splits.items()
+        }
+
+    @property
+    def eval_splits(self) -> list[str]:
+        """Names of the splits that are not trained on: dev, where identities are held out, and val."""
+        return [split for split in self.faces.splits if split != "train"]
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Numbers of female and male training images."""
+        return np.bincount(self.datasets["train"].labels, minlength=len(CLASSES)).tolist()
+
+    @cached_property
+    def sampler(self) -> DrawSampler:
+        """Order of the training images."""
+        return self.make_sampler(np.ones(len(self.datasets["train"]), dtype=bool), self.seed)
+
+    def make_sampler(self, chosen: np.ndarray, seed: int) -> DrawSampler:
+        """Return a sampler of as many draws as there are training images (N), from those `chosen` (N, bool)."""
+        labels = self.datasets["train"].labels
+        counts = np.bincount(labels[chosen], minlength=len(CLASSES)).clip(1)
+        weights = 1 / counts[labels] if self.balanced_sampler else np.ones(len(labels))
+        return DrawSampler((weights * chosen).tolist(), seed, replacement=self.balanced_sampler)
+
+    def extractor(self, network: GenderNet) -> Extractor:
+        """Return what computes and stores the features of a network, on the trainer's device."""
+        if self._extractor is None or self._extractor.network is not network:
+            device = self.trainer.strategy.root_device if self.trainer else "cpu"
+            self._extractor = Extractor(network, self.feature_options, device)
+        return self._extractor
+
+    def setup(self, stage: str) -> None:
+        """Compute and store the features that the stage needs, if the backbone of the trained module is frozen.
+
+        Raises:
+            UserError: The network does not take images of this size.
+        """
+        network = getattr(self.trainer and self.trainer.lightning_module, "network", None)
+        if isinstance(network, GenderNet):
+            self._check_size(network)
+        if not isinstance(network, GenderNet) or not self.caches(network):
+            self.features = {}
+            return
+        if self._extractor is not None and self._extractor.network is not network:
+            self.features = {}  # of another network
+        splits = {"fit": ["train", *self.eval_splits], "validate": self.eval_splits}.get(stage, ["val"])
+        missing = [split for split in splits if split not in self.features]
+        if "train" in missing:
+            self._cache(["train"], self.cached_views, network)
+        self._cache([split for split in missing if split != "train"], 1, network)
+        if stage == "fit":  # a batch of features is too little to share, and threads wait where a core is busy
+            self._threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+
+    def teardown(self, stage: str) -> None:
+        """Give torch its threads back."""
+        if self._threads:
+            torch.set_num_threads(self._threads)
+            self._threads = 0
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Give torch its threads back."""
+        self.teardown("fit")
+
+    def caches(self, network: GenderNet) -> bool:
+        """Return whether batches hold stored features of a network: what is trained makes other ones at each step."""
+        return self.cached_views > 0 and network.trainable == "head"
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of weighted draws of augmented views.
+
+        With worker processes Lightning starts to read before it tells the sampler the epoch, which after a resume is
+        not the first.
+        """
+        if self.trainer is not None:
+            progress: Any = self.trainer.fit_loop.epoch_progress.current  # Lightning types it too narrowly
+            self.sampler.set_epoch(progress.processed)
+        return self._loader("train", sampler=self.sampler)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """Return a loader for each of `eval_splits`."""
+        return [self.eval_dataloader(split) for split in self.eval_splits]
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of val."""
+        return self.eval_dataloader("val")
+
+    predict_dataloader = test_dataloader
+
+    def eval_dataloader(self, split: str) -> DataLoader[Any]:
+        """Return the loader of the clean images of a split, in their order."""
+        return self._loader(split)
+
+    def settings(self, network: GenderNet) -> dict[str, Any]:
+        """Return what decides splits, order, views and features, by configuration key, as plain values."""
+        caches = self.caches(network)
+        return {
+            "data": self.faces.fingerprint,
+            "seed": self.seed,
+            "cached_views": self.cached_views if caches else 0,
+            "features": self.extractor(network).how if caches else None,
+            **{f"data.{key}": getattr(self, key) for key in DECIDE_A_HEAD},
+            "data.views": self.views.facts,
+        }
+
+    def report_settings(self) -> dict[str, Any]:
+        """Return what a later report on other data has to know to do as this run did."""
+        keys = ("identity", "val_share", "split_seed", "group", "report_exclude")
+        return {key: getattr(self, key) for key in keys}
+
+    def _cache(self, splits: list[str], number: int, network: GenderNet) -> None:
+        if splits:
+            images = {digest: path for split in splits for digest, path in self.datasets[split].by_digest().items()}
+            wanted = dict.fromkeys(images, tuple(range(number)) if splits == ["train"] else (CLEAN,))
+            views = self.datasets[splits[0]].views
+            store = self.extractor(network).compute(views, images, wanted, self.num_workers)
+            self.features |= {split: FeatureDataset(self.datasets[split], store, number) for split in splits}
+
+    def _check_size(self, network: GenderNet) -> None:
+        side = getattr(network.backbone, "image_size", None)
+        if side and {self.views.preprocessing.size, self.augment.size or side} != {side}:  # a ViT
+            raise UserError(
+                "conflict",
+                f"a {network.backbone_name} takes {side} alone; give data.size={side} data.augment.size=null",
+            )
+
+    def _loader(self, split: str, **options: Any) -> DataLoader[Any]:
+        if self.features:
+            size = self.batch_size if split == "train" else max(self.batch_size, EVALUATION_BATCH)
+            return DataLoader(self.features[split], batch_size=size, collate_fn=whole, **options)
+        return DataLoader(
+            self.datasets[split],
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=collate,
+            **options,
+        )

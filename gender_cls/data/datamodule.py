@@ -1,0 +1,84 @@
+"""LightningDataModules of a folder, a table and drawings."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gender_cls.data import sources
+from gender_cls.data.base import FaceDataModule
+
+
+class FolderDataModule(FaceDataModule):
+    """Faces in a folder, `ROOT/{train,val}/{female,male}/`, as FACECOM Task A and torchvision's ImageFolder have them.
+
+    Args:
+        root: The folder.
+        **options: Further arguments, see `FaceDataModule`.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] = "Task_A_Dataset", **options: Any) -> None:
+        super().__init__(**options)
+        self.root = Path(root)
+
+    @property
+    def source_name(self) -> str:
+        """Name of the folder."""
+        return self.root.resolve().name
+
+    def list_faces(self) -> sources.Splits:
+        """Return the faces of train and val."""
+        return sources.folder(self.root)
+
+
+class ManifestDataModule(FaceDataModule):
+    """Faces in a CSV with the columns path and label and, where there are any, split, identity and a group.
+
+    Args:
+        csv: The file.
+        group: Column whose values a report compares.
+        **options: Further arguments, see `FaceDataModule`.
+    """
+
+    def __init__(self, csv: str | os.PathLike[str], group: str = "group", **options: Any) -> None:
+        super().__init__(**options)
+        self.csv, self.group = Path(csv), group
+
+    @property
+    def source_name(self) -> str:
+        """Name of the file."""
+        return self.csv.resolve().name
+
+    def list_faces(self) -> sources.Splits:
+        """Return the faces of the rows."""
+        return sources.manifest(self.csv, self.group)
+
+
+class DemoDataModule(FolderDataModule):
+    """Faces that the project draws itself, to learn and test on without any download.
+
+    Args:
+        root: Folder to draw to; what is there already is kept.
+        train: Numbers of female and male images to train on.
+        val: Numbers of female and male images to report on.
+        side: Side of the images, in pixels.
+        draw_seed: Seed of the drawings.
+        **options: Further arguments, see `FaceDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] = "demo_faces",
+        *,
+        train: Sequence[int] = (240, 960),
+        val: Sequence[int] = (60, 240),
+        side: int = 128,
+        draw_seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(root, **options)
+        self.drawing = {"train": list(train), "val": list(val), "side": side, "seed": draw_seed}
+
+    def list_faces(self) -> sources.Splits:
+        """Draw the faces, if they are not there, and return them."""
+        return sources.demo(self.root, **self.drawing)  # type: ignore[arg-type]

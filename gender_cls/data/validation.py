@@ -1,0 +1,198 @@
+"""Checks before training: unreadable images, identities, splits and leaks between them."""
+
+import hashlib
+import os
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain, combinations, islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gender_cls.data.identities import assign_identities, compile_pattern, split_identities
+from gender_cls.data.sources import UNSPLIT, Splits
+from gender_cls.errors import UserError, check_integer, check_share
+from gender_cls.files import cache_folder
+from gender_cls.labels import CLASSES
+from gender_cls.transforms.decode import ImageError, content_digest, load_rgb
+
+MAX_BAD_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class FaceSet:
+    """Checked faces.
+
+    Attributes:
+        splits: Faces by split: train, dev (if identities were held out) and val.
+        skipped: Path and reason of each image that was left out.
+        notes: Warnings about the data that affect the metrics.
+        fingerprint: Hash of the splits, labels and image contents as given; it does not depend on the place.
+    """
+
+    splits: Splits
+    skipped: list[tuple[str, str]]
+    notes: list[str]
+    fingerprint: str
+
+    def counts(self) -> list[dict[str, str | int]]:
+        """Count images and identities by split and class."""
+        rows: list[dict[str, str | int]] = []
+        for split, faces in self.splits.items():
+            for label, name in enumerate(CLASSES):
+                identities = [face.identity for face in faces if face.label == label]
+                number = {"images": len(identities), "identities": len(set(identities))}
+                rows.append({"split": split, "class": name, **number})
+        return rows
+
+
+def check(
+    splits: Splits,
+    identity: str | None,
+    val_share: float = 0.2,
+    holdout: float = 0.0,
+    split_seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+) -> FaceSet:
+    """Read every image once, leave out unreadable ones, assign identities, split them and look for leaks.
+
+    Digests are cached by path, size and modification time, so that a large data set is read only once.
+
+    Args:
+        splits: Faces by split, or all of them under `UNSPLIT`.
+        identity: Pattern of identities in file names, see `assign_identities`.
+        val_share: Share of the images, split by identity, that becomes val if the faces come unsplit.
+        holdout: Share of the training images, split by identity, that becomes dev if there is no dev yet; 0 for none.
+        split_seed: Seed of the choice of val and dev.
+        cache: Folder of the cached digests; None for `cache_folder()`.
+
+    Raises:
+        UserError: If a value is out of range, more than 5 % of a split can't be read, or a class has no image left.
+    """
+    compile_pattern(identity)  # an error should not wait until all images are read
+    check_share("data.val_share", val_share)
+    check_share("data.holdout", holdout, zero=True)
+    check_integer("data.split_seed", split_seed, 0)
+    digests, reasons = _read_all([face.path for faces in splits.values() for face in faces], cache)
+    good = {s: [replace(f, digest=digests[f.path]) for f in faces if f.path in digests] for s, faces in splits.items()}
+    for split, faces in splits.items():
+        bad = [face.path for face in faces if face.path in reasons]
+        if len(bad) > MAX_BAD_SHARE * len(faces):
+            raise UserError(
+                "bad-data",
+                f"{len(bad)} of {len(faces)} images in {split} can't be read, more than 5 %; "
+                f"repair or delete them, first {bad[0]}: {reasons[bad[0]]}",
+            )
+        for label, name in enumerate(CLASSES):
+            if any(face.label == label for face in faces) and not any(face.label == label for face in good[split]):
+                raise UserError("no-images", f"no {name} image of {split} can be read; add some")
+    good, notes = assign_identities(good, identity)
+    fingerprint = _fingerprint(good)
+    if UNSPLIT in good:
+        train, val = split_identities(good[UNSPLIT], val_share, split_seed, "data.val_share")
+        good = {"train": train, "val": val}
+    if holdout != 0 and "dev" not in good:
+        train, dev = split_identities(good["train"], holdout, split_seed, "data.holdout")
+        good = {"train": train, "dev": dev, "val": good["val"]}
+    return FaceSet(good, sorted(reasons.items()), notes + _leaks(good), fingerprint)
+
+
+def _fingerprint(splits: Splits) -> str:
+    lines = sorted(f"{split} {face.label} {face.digest}" for split, faces in splits.items() for face in faces)
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
+
+
+def _leaks(splits: Splits) -> list[str]:
+    notes = []
+    labels: dict[str, set[int]] = defaultdict(set)
+    for face in chain.from_iterable(splits.values()):
+        labels[face.digest].add(face.label)
+    both = sum(len(found) > 1 for found in labels.values())
+    if both:
+        notes.append(f"{both} images are under both labels, byte for byte: one of the two is wrong")
+    for (one, faces), (other, others) in combinations(splits.items(), 2):
+        identities = {face.identity for face in faces} & {face.identity for face in others}
+        if identities:
+            number, example = len(identities), min(identities)
+            notes.append(f"{number} identities of {other} are also in {one}, such as {example}: metrics are too good")
+        contents = {face.digest: face.path for face in faces}
+        same = [face for face in others if face.digest in contents]
+        if same:
+            notes.append(
+                f"{len(same)} files of {other} are also in {one}, byte for byte, such as {same[0].path} = "
+                f"{contents[same[0].digest]}: metrics are too good"
+            )
+    return notes
+
+
+def _read_all(paths: Iterable[str], cache: str | os.PathLike[str] | None) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the digest of each image that decodes and the reason for each that does not (never cached)."""
+    digests: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    unread: dict[str, bytes] = {}
+    memory = _Memory(Path(cache or cache_folder()))
+    for path in paths:
+        try:
+            state = os.stat(path)
+        except OSError as error:
+            reasons[path] = (error.strerror or str(error)).lower()
+            continue
+        key = os.fsencode(os.path.abspath(path)) + f"\0{state.st_size}\0{state.st_mtime_ns}".encode()
+        known = memory.get(key)
+        if known:
+            digests[path] = known
+        else:
+            unread[path] = key
+    bar = tqdm(total=len(unread), desc="checking images", unit="image", disable=None, leave=False)
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and hashing let other threads run
+        rest = iter(unread.items())
+        while some := list(islice(rest, 1000)):
+            read = []
+            for (path, key), (digest, reason) in zip(some, pool.map(_read_one, (path for path, _ in some))):
+                bar.update()
+                if reason:
+                    reasons[path] = reason
+                else:
+                    digests[path] = digest
+                    read.append((key, digest))
+            memory.put(read)
+    return digests, reasons
+
+
+class _Memory:
+    """Digests by path, size and modification time. An unusable file only costs time."""
+
+    def __init__(self, cache: Path) -> None:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            self._open(str(cache / "pictures.sqlite"))  # the older word stays, so that caches stay valid
+        except (OSError, sqlite3.Error):
+            self._open(":memory:")
+
+    def _open(self, name: str) -> None:
+        self.file = sqlite3.connect(name, timeout=60)
+        self.file.execute("CREATE TABLE IF NOT EXISTS pictures (key BLOB PRIMARY KEY, digest TEXT) WITHOUT ROWID")
+
+    def get(self, key: bytes) -> str | None:
+        with suppress(sqlite3.Error):
+            for (digest,) in self.file.execute("SELECT digest FROM pictures WHERE key = ?", (key,)):
+                return str(digest)
+        return None
+
+    def put(self, rows: list[tuple[bytes, str]]) -> None:
+        with suppress(sqlite3.Error), self.file:
+            self.file.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?)", rows)
+
+
+def _read_one(path: str) -> tuple[str, str]:
+    try:
+        load_rgb(path)
+        return content_digest(Path(path).read_bytes()), ""
+    except ImageError as error:
+        return "", str(error)
+    except OSError as error:
+        return "", (error.strerror or str(error)).lower()

@@ -1,0 +1,1 @@
+"""Metrics, calibration and robustness of a model, and the report of them."""

@@ -1,0 +1,173 @@
+"""Plots of metrics and predictions by matplotlib, narrow enough for a phone."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
+from torchvision.utils import make_grid
+
+from gender_cls.labels import CLASSES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 6.4  # inches
+COLORS = {"female": "tab:purple", "male": "tab:green"}
+
+
+def plot_confusion(sets: Mapping[str, Mapping[str, Any]]) -> "Figure":
+    """Plot the confusion matrix in the metrics of each set; the shade is the share of the row."""
+    columns = min(2, len(sets))
+    rows = -(-len(sets) // columns)
+    figure = _new(WIDTH if columns > 1 else 4.2, 3.0 * rows if columns > 1 else 3.8)
+    for ax, (name, metrics) in zip(figure.subplots(rows, columns, squeeze=False).ravel(), sets.items()):
+        counts = np.array(metrics["confusion"])
+        shares = counts / counts.sum(1, keepdims=True).clip(1)
+        ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for label, prediction in np.ndindex(2, 2):
+            text = f"{counts[label, prediction]}\n{shares[label, prediction]:.0%}"
+            color = "white" if shares[label, prediction] > 0.5 else "black"
+            ax.text(prediction, label, text, ha="center", va="center", color=color, fontsize=14)
+        ax.set(xticks=(0, 1), xticklabels=CLASSES, xlabel="prediction")
+        ax.set(yticks=(0, 1), yticklabels=CLASSES, ylabel="label")
+        ax.set_title(name, fontsize=11)
+    return figure
+
+
+def plot_severity(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+    """Plot macro-F1 with its interval and the F1 of each class by severity, from 0, for each corruption."""
+    figure, axes = _panels()
+    for ax, (name, points) in zip(axes, sets.items()):
+        severity = range(len(points))
+        low, high = np.array([point["f1_macro_ci95"] for point in points]).T
+        ax.fill_between(severity, low, high, alpha=0.2, color="tab:blue", linewidth=0, label="95 % interval")
+        ax.plot(severity, [point["f1_macro"] for point in points], "o-", color="tab:blue", label="macro")
+        for class_name, color in COLORS.items():
+            ax.plot(severity, [p[f"f1_{class_name}"] for p in points], "--", color=color, label=class_name, lw=1)
+        ax.set(title=name, ylim=(0, 1), xticks=severity)
+        ax.grid(alpha=0.3)
+    axes[0].legend(fontsize=8, loc="lower left")
+    figure.supxlabel("severity (0: clean)")
+    figure.supylabel("F1")
+    return figure
+
+
+def plot_roc(sets: Mapping[str, torch.Tensor], labels: torch.Tensor) -> "Figure":
+    """Plot the ROC curve of the probabilities of male (N) in each set."""
+    figure, ax = _single()
+    for name, probabilities in sets.items():
+        false_male, true_male, _ = binary_roc(probabilities, labels)
+        ax.plot(false_male, true_male, label=name, **_style(name))
+    ax.plot((0, 1), (0, 1), ":", color="grey", label="chance")
+    ax.set(xlabel="false positive rate (female images predicted male)")
+    ax.set(ylabel="true positive rate (male images predicted male)")
+    ax.legend(fontsize=9)
+    return figure
+
+
+def plot_precision_recall(sets: Mapping[str, torch.Tensor], labels: torch.Tensor) -> "Figure":
+    """Plot precision against recall of female, the rarer class in most data, in each set."""
+    figure, ax = _single()
+    for name, probabilities in sets.items():
+        precision, recall, _ = binary_precision_recall_curve(1 - probabilities, 1 - labels)
+        ax.plot(recall, precision, label=name, **_style(name))
+    ax.axhline(float((labels == 0).float().mean()), ls=":", color="grey", label="chance")
+    ax.set(xlabel="recall of female", ylabel="precision of female", ylim=(0, 1.03))
+    ax.legend(fontsize=9, loc="lower left")
+    return figure
+
+
+def plot_scores(sets: Mapping[str, torch.Tensor], labels: torch.Tensor) -> "Figure":
+    """Plot the histogram of the probabilities of male for each label, in each set."""
+    figure, axes = _panels()
+    for ax, (name, probabilities) in zip(axes, sets.items()):
+        for label, class_name in enumerate(CLASSES):
+            values = probabilities[labels == label].numpy()
+            weights = np.full(len(values), 100 / max(1, len(values)))
+            edges = np.linspace(0, 1, 21).tolist()
+            ax.hist(values, edges, weights=weights, alpha=0.55, color=COLORS[class_name], label=class_name)
+        ax.axvline(0.5, color="black", lw=0.8)
+        ax.set_title(name)
+    axes[0].legend(fontsize=9, loc="upper center")
+    figure.supxlabel("p(male); above 0.5 the prediction is male")
+    figure.supylabel("% of the images of the label")
+    return figure
+
+
+def plot_reliability(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+    """Plot the share of male images against p(male) in the bins of each set, also before calibration."""
+    figure, axes = _panels()
+    for ax, (name, bins) in zip(axes, sets.items()):
+        ax.plot((0, 1), (0, 1), ":", color="grey")
+        calibrated = "uncalibrated" in bins[0]
+        if calibrated:
+            ax.plot(*_columns(bins, "uncalibrated", "share"), ".-", color="tab:orange", lw=0.8, label="uncalibrated")
+        p_male, share, low, high = _columns(bins, "p_male", "share", "low", "high")
+        ax.vlines(p_male, low, high, color="grey", lw=4, alpha=0.4, label="perfect calibration")
+        ax.plot(p_male, share, "o", color="tab:blue", ms=4, label="calibrated" if calibrated else "not calibrated")
+        ax.set(title=name, xlim=(0, 1), ylim=(-0.03, 1.03))
+        ax.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.supxlabel("mean p(male) of the bin")
+    figure.supylabel("share of male images")
+    return figure
+
+
+def plot_coverage(sets: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "Figure":
+    """Plot accuracy by coverage, from the coverage and error rate (N) of each set."""
+    figure, ax = _single()
+    for name, (covered, wrong) in sets.items():
+        ax.plot(covered, 1 - wrong, label=name, **_style(name))
+    ax.set(xlabel="coverage: share of images kept, most confident first", ylabel="accuracy on them, classes weighted")
+    ax.set(xlim=(0, 1), ylim=(None, 1.003))
+    ax.legend(fontsize=9, loc="lower left")
+    return figure
+
+
+def to_image(figure: "Figure") -> Image.Image:
+    """Render a figure at 120 dpi."""
+    buffer = BytesIO()
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # glyphs that no font has
+        figure.savefig(buffer, format="png", dpi=120)
+    return Image.open(buffer).convert("RGB")
+
+
+def image_grid(views: torch.Tensor) -> Image.Image:
+    """Arrange views (N, 3, H, W), in 0..1, in a grid, eight in a row."""
+    grid = make_grid(views, nrow=8, padding=4, pad_value=1.0)
+    return Image.fromarray((255 * grid).round().byte().permute(1, 2, 0).numpy())
+
+
+def _new(width: float, height: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second that most jobs of a sweep don't need
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # no window is ever opened
+    return figure
+
+
+def _panels() -> "tuple[Figure, Sequence[Axes]]":
+    figure = _new(WIDTH, 9.6)
+    return figure, figure.subplots(4, 2, sharex=True, sharey=True).ravel()
+
+
+def _single() -> "tuple[Figure, Axes]":
+    figure = _new(WIDTH, 5)
+    ax = figure.subplots()
+    ax.grid(alpha=0.3)
+    return figure, ax
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], *names: str) -> np.ndarray:
+    return np.array([[row[name] for name in names] for row in rows]).T
+
+
+def _style(name: str) -> dict[str, Any]:
+    return {"color": "black", "lw": 2.2} if name == "clean" else {"lw": 1.2}

@@ -1,0 +1,193 @@
+"""Report of a model on clean and corrupted images: metrics as tables, plots and one page.
+
+  python -m gender_cls.evaluation.report data.root=DIR                    the newest model, on DIR/val
+  python -m gender_cls.evaluation.report model=FILE data.root=DIR         DIR/val/{female,male}
+  python -m gender_cls.evaluation.report model=FILE data.csv=FILE         a CSV with the columns path and label
+
+Each image of val is predicted as it is and under seven corruptions of five severities, the same ones in every report.
+The result is a folder: report.html (all in one file), the plots as PNG, metrics.json and predictions.csv.
+
+keys:
+  model=FILE              a Binary_Classification_model.pth; by default the newest one below runs/
+  data.root=DIR           or data.csv=FILE: the images
+  data.group=COLUMN       of the CSV: metrics for each value, and the gap between best and worst (default: group)
+  data.report_exclude=RE  also report metrics without the files whose name, less its suffix, matches this regular
+                          expression (default: as in the run that trained the model; null for none)
+  out=DIR                 output folder; default: report_<name of the data>/ beside the model
+  features.dir=DIR        folder of the stored features (default: as in the run that trained the model)
+
+Metrics are too good on images or identities that the model was trained on. Identities, and val if the data bring no
+split, are found as in the run that trained the model.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from gender_cls.data.identities import IDENTITY
+from gender_cls.data.sources import UNSPLIT, folder, manifest
+from gender_cls.data.validation import check
+from gender_cls.errors import UserError
+from gender_cls.evaluation.page import render
+from gender_cls.evaluation.reliability import measure_calibration
+from gender_cls.evaluation.report_plots import draw_all
+from gender_cls.evaluation.robustness import Predictions, check_regex, measure, predict_conditions
+from gender_cls.evaluation.tables import corruption_report, describe_data
+from gender_cls.features.extractor import Extractor, FeatureOptions
+from gender_cls.files import replacing
+from gender_cls.inference.arguments import parse_arguments, run_main
+from gender_cls.inference.predictor import Predictor, newest_model
+from gender_cls.models.zoo import describe_weights
+
+PAGE = "report.html"
+COMMAND = "python -m gender_cls.evaluation.report"
+KEYS = ("model", "data.root", "data.csv", "data.group", "data.report_exclude", "out", "features.dir")
+USUAL = {"identity": IDENTITY, "val_share": 0.2, "split_seed": 0, "group": "group", "report_exclude": None}  # of data
+
+
+@dataclass
+class Report:
+    """Metrics and plots of one model on one set of faces.
+
+    Attributes:
+        model: Path of the model.
+        about: Description that every caption repeats: how many images and identities of which data, and the weights.
+        predictions: Predictions of the model.
+        metrics: Result of `measure` and, under `calibration`, of `measure_calibration`.
+        plots: Plots with their captions, by name.
+    """
+
+    model: str
+    about: str
+    predictions: Predictions
+    metrics: dict[str, Any]
+    plots: dict[str, tuple[Image.Image, str]]
+
+    def save(self, folder: Path) -> None:
+        """Write the files, each whole or not at all, over those of an earlier report.
+
+        Raises:
+            UserError: If the folder can't be written.
+        """
+        pngs = {name: _png(image) for name, (image, _) in self.plots.items()}
+        images = [(pngs[name], caption) for name, (_, caption) in self.plots.items()]
+        metrics = {"about": self.about, **self.metrics}
+        contents = {
+            PAGE: render(self.model, self.about, self.metrics, images).encode(errors="replace"),  # marks the folder
+            "predictions.csv": self.predictions.to_csv().encode(errors="surrogateescape"),
+            "metrics.json": json.dumps(metrics, indent=2).encode(),
+            **{f"{name}.png": png for name, png in pngs.items()},
+        }
+        make_folder(folder)
+        try:
+            for name, content in contents.items():
+                with replacing(folder / name) as unfinished:
+                    unfinished.write_bytes(content)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise UserError("not-writable", f"{folder}: {reason}; give another folder") from error
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_folder(folder: Path) -> None:
+    """Create the folder of a report, or accept that of an earlier one.
+
+    Raises:
+        UserError: If it can't be created or holds something else.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / PAGE).exists():
+        raise UserError("conflict", f"out={folder} holds something else than a report; give a new folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError("not-writable", f"out={folder}: {reason}; give another folder") from error
+
+
+def build(
+    predictions: Predictions,
+    model: str,
+    data: str,
+    weights: str | None,
+    exclude: str | None = None,
+    calibration: Mapping[str, Any] | None = None,
+) -> Report:
+    """Compute the metrics and draw the plots of a report.
+
+    Args:
+        predictions: Predictions of the model in every condition.
+        model: Path of the model, for the page.
+        data: Name of the data, for captions.
+        weights: Name or path of the backbone's weights, for captions; None for random ones.
+        exclude: Regular expression on file names that a slice leaves out.
+        calibration: Calibration of the model, as in its JSON; None if it is not calibrated.
+    """
+    calibrated = measure_calibration(predictions.logits, predictions.labels, predictions.identities, calibration)
+    metrics = measure(predictions, exclude) | {"calibration": calibrated}
+    size = f"{metrics['clean']['images']} images of {metrics['clean']['identities']} identities"
+    about = f"{size} ({data}, val); weights: {describe_weights(weights)}"
+    return Report(model, about, predictions, metrics, draw_all(predictions, metrics, about))
+
+
+def main(arguments: list[str]) -> int:
+    """Write the report that the arguments ask for and return the exit code."""
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        print(__doc__)
+        return 0
+    given = {key: values[0] for key, values in parse_arguments(arguments, KEYS, (), COMMAND).items() if values}
+    if ("data.root" in given) == ("data.csv" in given):
+        raise UserError("conflict", f"give either data.root=DIR or data.csv=FILE; see {COMMAND} --help")
+    model = Path(given.get("model") or newest_model())
+    predictor = Predictor(model)
+    print(f"model: {model}{predictor.note}")
+    known = predictor.facts.get("report", {})
+    options = {**USUAL, "report_exclude": known.get("without"), **known}  # the older name of report_exclude
+    exclude = given.get("data.report_exclude", options["report_exclude"])
+    exclude = None if exclude == "null" else exclude
+    check_regex(exclude)
+    source = Path(given.get("data.root") or given["data.csv"])
+    out = Path(given.get("out") or model.parent / f"report_{source.resolve().stem}")
+    make_folder(out)
+    if "data.csv" in given:
+        splits = manifest(source, given.get("data.group", options["group"]), needed=("val",))
+    elif "data.group" in given:
+        raise UserError("conflict", "data.group= names a column of a CSV; give data.csv=FILE")
+    else:
+        splits = folder(source, needed=("train", "val") if (source / "train").is_dir() else ("val",))
+    if UNSPLIT in splits:
+        print("the CSV has no column split: this report is on the part that training holds out as val")
+    faces = check(splits, options["identity"], options["val_share"], split_seed=options["split_seed"])
+    print(describe_data(faces))
+    extractor = _extractor(predictor, given.get("features.dir"))
+    val = faces.splits["val"]
+    predictions = predict_conditions(predictor.network, predictor.preprocessing, val, extractor, os.cpu_count() or 1)
+    weights = predictor.facts.get("weights", {"name": "unknown"})["name"]
+    report = build(predictions, str(model), source.resolve().name, weights, exclude, predictor.calibration)
+    report.save(out)
+    print(f"\n{corruption_report(report.metrics)}\n{out / PAGE}")
+    return 0
+
+
+def _extractor(predictor: Predictor, folder: str | None) -> Extractor:
+    """Build an extractor with the options of the run that trained the model."""
+    known = predictor.facts.get("features", {})
+    options = {key: known[key] for key in ("dir", "precision", "dtype", "engine") if key in known}
+    options |= {"dir": folder} if folder else {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Extractor(predictor.network, FeatureOptions(**options), device)
+
+
+if __name__ == "__main__":
+    run_main(main)

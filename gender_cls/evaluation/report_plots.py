@@ -1,0 +1,97 @@
+"""The plots of a report as images, with their captions."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from gender_cls.evaluation import plots
+from gender_cls.evaluation.calibration import coverage
+from gender_cls.inference.draw import contact_sheet
+from gender_cls.transforms.corruptions import MAX_SIDE
+from gender_cls.transforms.decode import ImageError, load_rgb
+from gender_cls.transforms.views import CONDITIONS, MID_SEVERITY, REPORTED, corrupted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from gender_cls.evaluation.robustness import Predictions
+
+CLEAN_AND_CORRUPTED = f"clean, and corrupted at severity {MID_SEVERITY}"
+
+
+def draw_all(predictions: "Predictions", metrics: Mapping[str, Any], about: str) -> dict[str, tuple[Image.Image, str]]:
+    """Draw all plots of a report, with their captions, by name.
+
+    Args:
+        predictions: Predictions of the model.
+        metrics: Metrics of the report.
+        about: Description of the images and weights, which every plot and caption repeats.
+    """
+    drawn = {}
+    for name, (figure, caption) in {**_metrics(predictions, metrics), **_calibration(predictions, metrics)}.items():
+        figure.suptitle(fill(about, 80), fontsize=8, color="dimgrey", parse_math=False)
+        drawn[name] = plots.to_image(figure), f"{caption}. {about}."
+    for name, which in (("mistakes", "clean"), ("mistakes_corrupted", f"corrupted (severity {MID_SEVERITY})")):
+        caption = f"Mistakes on {which} images, most confident first, shown before any crop"
+        drawn[name] = _sheet(predictions, metrics[name]), f"{caption}. {about}."
+    return drawn
+
+
+def _metrics(predictions: "Predictions", metrics: Mapping[str, Any]) -> dict[str, tuple["Figure", str]]:
+    clean, by_name = metrics["clean"], metrics["corrupted"]
+    reported = {"clean": clean} | {name: rows[MID_SEVERITY] for name, rows in by_name.items()}
+    every = {**by_name, "mean over corruptions": metrics["mean_over_corruptions"]}
+    by_severity = {name: [clean, *rows.values()] for name, rows in every.items()}
+    probabilities = {name: predictions.probabilities[number] for name, number in REPORTED.items()}
+    labels = torch.from_numpy(predictions.labels)
+    where = CLEAN_AND_CORRUPTED
+    return {
+        "severity": (plots.plot_severity(by_severity), "F1 by severity of the corruption"),
+        "confusion": (plots.plot_confusion(reported), f"Confusion matrices (counts, and % of the label), {where}"),
+        "roc": (plots.plot_roc(probabilities, labels), f"ROC curves, {where}"),
+        "precision_recall": (plots.plot_precision_recall(probabilities, labels), f"Precision and recall, {where}"),
+        "scores": (plots.plot_scores(probabilities, labels), f"Probabilities of male by label, {where}"),
+    }
+
+
+def _calibration(predictions: "Predictions", metrics: Mapping[str, Any]) -> dict[str, tuple["Figure", str]]:
+    calibration = metrics["calibration"]
+    if not calibration:
+        return {}
+    prior = calibration["prior"]
+    curves = {
+        name: coverage(predictions.logits[number], predictions.labels, prior)[:2] for name, number in REPORTED.items()
+    }
+    weighted = f"classes weighted to a prior of {prior:.2g}"
+    return {
+        "reliability": (
+            plots.plot_reliability(calibration["bins"]),
+            f"Reliability, {CLEAN_AND_CORRUPTED}: share of male images by p(male) in bins of equal mass, {weighted}; "
+            "the grey bars hold 95 % of the shares of a perfectly calibrated model",
+        ),
+        "coverage": (
+            plots.plot_coverage(curves),
+            f"Accuracy on the most confident images, {CLEAN_AND_CORRUPTED}, {weighted}",
+        ),
+    }
+
+
+def _sheet(predictions: "Predictions", mistakes: Sequence[Mapping[str, Any]]) -> Image.Image:
+    faces = {face.path: face for face in predictions.faces}
+    tiles = []
+    for row in mistakes:
+        face = faces[row["path"]]
+        number = CONDITIONS.index((row["condition"], MID_SEVERITY if row["condition"] != "clean" else 0))
+        try:
+            image = corrupted(load_rgb(face.path), face.digest, number)
+        except ImageError:  # it was deleted in the meantime
+            image = Image.new("RGB", (8, 8), "white")
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        confidence = row["p_male"] if row["prediction"] == "male" else 1 - row["p_male"]
+        what = f"{row['condition']}: {row['prediction']} {confidence:.1%}, label {row['label']}"
+        tiles.append((image, f"{Path(face.path).name}\n{what}"))
+    return contact_sheet(tiles)

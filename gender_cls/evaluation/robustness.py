@@ -1,0 +1,172 @@
+"""A model's predictions on clean and corrupted images, and their metrics."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gender_cls.data.identities import sample_identities
+from gender_cls.data.sources import Face
+from gender_cls.errors import UserError
+from gender_cls.evaluation.metrics import Evaluation
+from gender_cls.features.extractor import Extractor
+from gender_cls.features.store import Store
+from gender_cls.inference.journal import safe_cell
+from gender_cls.labels import CLASSES
+from gender_cls.models.network import GenderNet
+from gender_cls.transforms.corruptions import CORRUPTIONS, SEVERITIES
+from gender_cls.transforms.preprocessing import Preprocessing
+from gender_cls.transforms.views import CLEAN, CONDITIONS, MID_SEVERITY, EvaluationViews
+
+MAX_IMAGES = 5000  # images of val predicted in every condition: 180,000 passes, half an hour on two cores
+MIN_GROUP_IDENTITIES = 10
+MISTAKES = 12  # mistakes that are listed and shown, clean and corrupted
+BATCH = 4096  # features whose logits are computed at once
+
+
+@dataclass
+class Predictions:
+    """A model's predictions for the same images in all conditions.
+
+    Attributes:
+        faces: Faces (N).
+        logits: Logits (len(CONDITIONS), N).
+    """
+
+    faces: list[Face]
+    logits: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self.probabilities = self.logits.sigmoid()
+        self.labels = np.array([face.label for face in self.faces])
+        self.identities = [face.identity for face in self.faces]
+
+    def of(self, chosen: np.ndarray) -> "Predictions":
+        """Return the predictions for some of the images (N, bool)."""
+        return Predictions([face for face, keep in zip(self.faces, chosen) if keep], self.logits[:, chosen])
+
+    def at(self, severity: int) -> torch.Tensor:
+        """Return the probabilities of male under each corruption, (7, N)."""
+        return self.probabilities[[CONDITIONS.index((name, severity)) for name in CORRUPTIONS]]
+
+    def to_csv(self) -> str:
+        """Return a CSV with a row for each face and a column for each condition."""
+        text = io.StringIO()
+        rows = csv.writer(text)
+        conditions = [f"{name}_{severity}" if severity else name for name, severity in CONDITIONS]
+        rows.writerow(("path", "label", "identity", "group", *conditions))
+        for face, p_male in zip(self.faces, self.probabilities.T.tolist()):
+            known = (safe_cell(face.path), CLASSES[face.label], safe_cell(face.identity), safe_cell(face.group))
+            rows.writerow((*known, *(f"{p:.6f}" for p in p_male)))
+        return text.getvalue()
+
+
+def predict_conditions(
+    network: GenderNet, preprocessing: Preprocessing, faces: Sequence[Face], extractor: Extractor, num_workers: int
+) -> Predictions:
+    """Predict faces in every condition; more than `MAX_IMAGES` are sampled down to about that many, by identity.
+
+    Raises:
+        UserError: If none of the images can be read any more.
+    """
+    faces = sample_identities(faces, MAX_IMAGES, "report")
+    images = {face.digest.encode(): face.path for face in faces}
+    wanted = dict.fromkeys(images, tuple(range(len(CONDITIONS))))
+    store = extractor.compute(EvaluationViews(preprocessing), images, wanted, num_workers)
+    digests = np.array([face.digest.encode() for face in faces])
+    places = np.stack([store.find(digests, column) for column in range(len(CONDITIONS))])
+    stored = np.all(places >= 0, axis=0)
+    if not stored.any():
+        raise UserError("no-images", "no image of val can be read any more; are the files still there?")
+    head = deepcopy(network.head).cpu()
+    logits = torch.stack([logits_of(head, store, row) for row in places[:, stored]])
+    return Predictions([face for face, keep in zip(faces, stored) if keep], logits)
+
+
+def logits_of(head: nn.Linear, store: Store, places: np.ndarray) -> torch.Tensor:
+    """Return the logits (N) of a head on the CPU for the features stored at `places` (N)."""
+    batches = [places[at : at + BATCH] for at in range(0, len(places), BATCH)]
+    with torch.inference_mode():
+        return torch.cat([head(store.read(some)).squeeze(1) for some in batches] or [torch.empty(0)])
+
+
+def check_regex(exclude: str | None) -> None:
+    """Raise a `UserError` unless `exclude` is None or a regular expression."""
+    try:
+        re.compile(exclude or "")
+    except (re.error, TypeError) as error:
+        message = f"data.report_exclude={exclude}: not a regular expression ({error}); null turns it off"
+        raise UserError("bad-value", message) from error
+
+
+def measure(predictions: Predictions, exclude: str | None = None) -> dict[str, Any]:
+    """Compute the metrics of a report.
+
+    Args:
+        predictions: Predictions of one model.
+        exclude: Regular expression on file names without their suffix; a slice leaves out the files that match.
+    """
+    evaluation = Evaluation(predictions.probabilities, predictions.labels, predictions.identities)
+    places = {s: [CONDITIONS.index((name, s)) for name in CORRUPTIONS] for s in SEVERITIES}
+    metrics: dict[str, Any] = {"clean": evaluation.metrics(CLEAN), "corrupted": {}}
+    for at, name in enumerate(CORRUPTIONS):
+        metrics["corrupted"][name] = {s: evaluation.metrics(places[s][at]) for s in SEVERITIES}
+    metrics["mean_over_corruptions"] = {s: evaluation.metrics(*places[s]) for s in SEVERITIES}
+    metrics["mistakes"] = mistakes(predictions, [CLEAN])
+    metrics["mistakes_corrupted"] = mistakes(predictions, places[MID_SEVERITY])
+    names = [face.group or "no value" for face in predictions.faces]
+    groups = sorted(set(names))
+    slices = [measure_slice(predictions, group, [name == group for name in names]) for group in groups]
+    metrics["slices"] = slices if len(groups) > 1 else []
+    metrics["gap"] = gap(slices)
+    if exclude is not None:
+        kept = [not re.search(exclude, Path(face.path).stem) for face in predictions.faces]
+        if any(kept) and not all(kept):
+            metrics["slices"].append(measure_slice(predictions, f"without {exclude}", kept))
+    return metrics
+
+
+def measure_slice(predictions: Predictions, name: str, chosen: Sequence[bool]) -> dict[str, Any]:
+    """Compute the metrics of some of the images (N), clean and as the mean over corruptions."""
+    some = predictions.of(np.array(chosen))
+    sets = Evaluation(torch.cat([some.probabilities[[CLEAN]], some.at(MID_SEVERITY)]), some.labels, some.identities)
+    return {"slice": name, "clean": sets.metrics(0), "mean_over_corruptions": sets.metrics(*range(1, 8))}
+
+
+def mistakes(predictions: Predictions, conditions: Sequence[int]) -> list[dict[str, Any]]:
+    """List at most `MISTAKES` wrong predictions, most confident first, each image in its worst condition."""
+    worst, which = (predictions.probabilities[list(conditions)] - torch.from_numpy(predictions.labels)).abs().max(0)
+    rows = []
+    for index in worst.argsort(descending=True)[:MISTAKES].tolist():
+        condition, face = conditions[int(which[index])], predictions.faces[index]
+        p_male = float(predictions.probabilities[condition, index])
+        if (p_male > 0.5) != face.label:
+            found = {"path": face.path, "label": CLASSES[face.label], "prediction": CLASSES[p_male > 0.5]}
+            rows.append({**found, "p_male": round(p_male, 6), "condition": CONDITIONS[condition][0]})
+    return rows
+
+
+def gap(slices: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Compare the best and the worst group by macro-F1 on clean images; None if fewer than two count.
+
+    A group counts if it has both labels and at least `MIN_GROUP_IDENTITIES` identities: a smaller one would be best or
+    worst by chance.
+    """
+    large = [row for row in slices if row["clean"]["identities"] >= MIN_GROUP_IDENTITIES]
+    both = [row for row in large if all(map(sum, row["clean"]["confusion"]))]
+    if len(both) < 2:
+        return None
+    worst, *_, best = sorted(both, key=lambda row: row["clean"]["f1_macro"])
+    return {
+        "best": best["slice"],
+        "worst": worst["slice"],
+        "f1_macro": round(best["clean"]["f1_macro"] - worst["clean"]["f1_macro"], 6),
+    }

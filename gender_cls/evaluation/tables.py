@@ -1,0 +1,106 @@
+"""Tables and notes for the terminal."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gender_cls.evaluation.calibration import is_blind
+from gender_cls.evaluation.metrics import RESAMPLES
+from gender_cls.labels import CLASSES
+from gender_cls.transforms.views import MID_SEVERITY
+
+if TYPE_CHECKING:
+    from gender_cls.data.validation import FaceSet
+
+SHOWN = 20  # skipped images that are listed one by one
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Format a table; columns with numbers are right-aligned, floats have three decimals."""
+    cells = [list(header)] + [[f"{c:.3f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right)).rstrip()
+        for line in cells
+    )
+
+
+def with_interval(metrics: Mapping[str, Any], name: str = "f1_macro") -> str:
+    """Format a metric with its 95 % interval; empty if it is None."""
+    if metrics[name] is None:
+        return ""
+    low, high = metrics[f"{name}_ci95"]
+    return f"{metrics[name]:.3f} ({low:.3f} to {high:.3f})"
+
+
+def describe_data(faces: "FaceSet") -> str:
+    """Summarize the data: counts by split and class, skipped images and notes."""
+    counts = faces.counts()
+    lines = [table(list(counts[0]), [list(row.values()) for row in counts])]
+    lines.append(f"female = 0, male = 1; skipped {len(faces.skipped)}; data fingerprint {faces.fingerprint}")
+    lines += [f"skipped {path}: {reason}" for path, reason in faces.skipped[:SHOWN]]
+    if len(faces.skipped) > SHOWN:
+        lines.append(f"... and {len(faces.skipped) - SHOWN} more, all listed in metrics.json")
+    return "\n".join(lines + [f"note: {note}" for note in faces.notes])
+
+
+def classification_report(split: str, metrics: Mapping[str, Any]) -> str:
+    """Format the metrics of a split like scikit-learn's classification report."""
+    names = ("precision", "recall", "f1")
+    counts = np.array(metrics["confusion"])
+    rows: list[list[object]] = []
+    for label, name in enumerate(CLASSES):
+        rows.append([name, *(metrics[f"{what}_{name}"] for what in names), int(counts[label].sum())])
+    rows.append(["macro", *(metrics[f"{what}_macro"] for what in names), metrics["images"]])
+    rows.append(["accuracy", "", "", metrics["accuracy"], metrics["images"]])
+    low, high = metrics["f1_macro_ci95"]
+    return (
+        table((split, *names, "images"), rows)
+        + f"\nmacro-F1 {metrics['f1_macro']:.3f}, 95 % interval {low:.3f} to {high:.3f} "
+        + f"({RESAMPLES} bootstrap samples of {metrics['identities']} identities)"
+    )
+
+
+def balance_note(n_female: int, n_male: int) -> str:
+    """Explain what a balanced sampler and the class weight together do to an uncalibrated confidence."""
+    sampler, weight = -math.log(n_male / n_female), math.log((n_female + n_male) / (2 * n_male))
+    both = sampler + weight
+    label, share = ("female", 1 / (1 + math.exp(both))) if both < 0 else ("male", 1 / (1 + math.exp(-both)))
+    return (
+        f"note: the sampler moves the logit by {sampler:+.2f} and the class weight by {weight:+.2f}: against the class "
+        f"mixture of these images {abs(both):.2f} towards {label}, so that an even chance is predicted {label} with "
+        f"{share:.0%}; calibration=platt makes the confidence a probability"
+    )
+
+
+def calibration_report(calibration: Mapping[str, Any]) -> str:
+    """Format the calibration metrics before and after calibration, on the images that it was fitted on."""
+    names = {"ece": "ECE", "ece_debiased": "debiased ECE", "slope": "slope", "intercept": "intercept"}
+    rows: list[list[object]] = []
+    for condition in ("clean", "corrupted"):
+        for what in ("uncalibrated", "calibrated"):
+            found = calibration[condition][what]
+            rows.append([f"{what}, {condition}", *("" if found[name] is None else found[name] for name in names)])
+    chance = "\nnote: on these images the head is no better than chance, so every probability is close to the prior"
+    note = chance if is_blind(calibration) else ""
+    where = "train, out of fold" if calibration["split"] == "train" else calibration["split"]
+    return (
+        f"{table(('calibration', *names.values()), rows)}\n"
+        f"p(male) at a prior of {calibration['prior']:.2g} (share of male images); slope and bias are fitted on "
+        f"{calibration['images']} images of {calibration['identities']} identities ({where}), clean and with one "
+        f"corruption each at severity {MID_SEVERITY}{note}"
+    )
+
+
+def corruption_report(metrics: Mapping[str, Any]) -> str:
+    """Format macro-F1 by corruption and severity, from the metrics of `robustness.measure`."""
+    rows = {**metrics["corrupted"], "mean over corruptions": metrics["mean_over_corruptions"]}
+    header = ("macro-F1 at severity", *map(str, metrics["mean_over_corruptions"]))
+    body = table(header, [[name, *(values["f1_macro"] for values in row.values())] for name, row in rows.items()])
+    return (
+        f"{body}\nmacro-F1 clean {with_interval(metrics['clean'])}, mean over corruptions at severity {MID_SEVERITY} "
+        f"{with_interval(metrics['mean_over_corruptions'][MID_SEVERITY])}"
+    )

@@ -1,0 +1,249 @@
+"""Extraction of frozen features: views of each image go once through the backbone and into a store."""
+
+import logging
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from gender_cls.errors import UserError, check_choice
+from gender_cls.features.store import DIGEST, Store
+from gender_cls.files import cache_folder
+from gender_cls.models.backbones import Backbone, best_precision, openvino_backbone, torch_backbone
+from gender_cls.models.network import GenderNet
+from gender_cls.transforms.decode import ImageError, content_digest, load_rgb
+from gender_cls.transforms.views import Views
+
+log = logging.getLogger(__name__)
+
+SHARD_IMAGES = 256  # what a killed extraction loses at most: half a minute on two cores
+BATCH, GPU_BATCH = 18, 256  # views that go through the backbone at once; in small batches malloc reuses its blocks
+VERSION = 1  # to be raised when equal facts come to mean other features
+
+Block = tuple[tuple[int, ...], list[bytes]]  # views by number, of images by digest: one pass through the backbone
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """How features are computed, and where they are stored.
+
+    Attributes:
+        dir: Folder of the stores; None is `cache_folder()`.
+        precision: Precision of the backbone: bf16, fp32, or auto, which is bf16 if the hardware computes with it.
+        dtype: Type of the stored features: float16 or float32.
+        engine: torch, or openvino (the extra `fast`), which runs on CPUs.
+
+    Raises:
+        UserError: A value is not one of these, or OpenVINO is not installed.
+    """
+
+    dir: str | os.PathLike[str] | None = None
+    precision: str = "auto"
+    dtype: str = "float16"
+    engine: str = "torch"
+
+    def __post_init__(self) -> None:
+        check_choice("features.precision", self.precision, ("auto", "bf16", "fp32"))
+        check_choice("features.dtype", self.dtype, ("float16", "float32"))
+        check_choice("features.engine", self.engine, ("torch", "openvino"))
+        if self.engine == "openvino" and not find_spec("openvino"):
+            raise UserError(
+                "missing-package", 'features.engine=openvino needs the extra `fast`: pip install -e ".[fast]"'
+            )
+
+
+class Extractor:
+    """A frozen backbone and the stores of its features.
+
+    An image is decoded once for all its missing views. On a CPU each worker process runs its own backbone on one
+    thread, so that none waits for another; for a GPU the workers make the views.
+
+    Args:
+        network: Network whose frozen backbone is used.
+        options: How features are computed, and where they are stored.
+        device: Device of the torch engine.
+
+    Attributes:
+        network: Network whose frozen backbone is used.
+        how: What names the stores besides the backbone and the views.
+    """
+
+    def __init__(
+        self,
+        network: GenderNet,
+        options: FeatureOptions = FeatureOptions(),
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.network = network
+        self.folder = options.dir or cache_folder()
+        self.dtype = getattr(torch, options.dtype)
+        self.device = torch.device(device if options.engine == "torch" else "cpu")
+        precision = best_precision(self.device) if options.precision == "auto" else options.precision
+        if options.engine == "openvino":
+            self.build = partial(openvino_backbone, network.backbone, precision=precision)
+        else:
+            self.build = partial(torch_backbone, network.backbone, precision=precision, device=self.device)
+        self.how = {"precision": precision, "dtype": options.dtype, "engine": options.engine, "version": VERSION}
+        self._complete: set[str] = set()  # stores that were reported as complete
+
+    def store(self, views: Views) -> Store:
+        """Return the store of the features of these views.
+
+        Raises:
+            UserError: The folder can't be written, or a shard can't be read.
+        """
+        return Store(self.folder, {"backbone": self.network.backbone_hash(), **views.facts, **self.how})
+
+    def compute(
+        self, views: Views, images: dict[bytes, str], wanted: Mapping[bytes, tuple[int, ...]], num_workers: int = 0
+    ) -> Store:
+        """Compute the features that are wanted and not stored yet.
+
+        Args:
+            views: Views of the images.
+            images: Path of each image, by digest.
+            wanted: Numbers of the views of each image, by digest.
+            num_workers: Number of worker processes; 0 computes in this process.
+
+        Returns:
+            The store. Images that can't be read, or whose content is not that of their digest, are left out with a
+            warning.
+
+        Raises:
+            UserError: The store can't be read or written.
+        """
+        store = self.store(views)
+        if _missing(store, wanted):
+            with store.lock():
+                missing = _missing(store, wanted)
+                if missing:  # another process may have computed them meanwhile
+                    try:
+                        self._fill(store, views, missing, images, num_workers)
+                    except KeyboardInterrupt:
+                        print(f"\nstored in steps of {SHARD_IMAGES} images; the same command continues from there")
+                        raise
+        elif str(store.folder) not in self._complete:
+            self._complete.add(str(store.folder))
+            print(f"all features of the {views.facts['of']} views are stored in {store.folder}")
+        return store
+
+    def _fill(
+        self,
+        store: Store,
+        views: Views,
+        missing: Mapping[bytes, tuple[int, ...]],
+        images: dict[bytes, str],
+        num_workers: int,
+    ) -> None:
+        build = partial(self.build, preprocessing=views.preprocessing)
+        in_workers = self.device.type == "cpu"
+        backbone = None if in_workers else build()
+        plan = _plan(missing, BATCH if in_workers else GPU_BATCH)
+        blocks = _Blocks([block for shard in plan for block in shard], images, views, build if in_workers else None)
+        computed = iter(DataLoader(blocks, batch_size=None, num_workers=min(num_workers, len(blocks))))
+        total = sum(map(len, missing.values()))
+        print(f"computing features of {total} {views.facts['of']} views of {len(missing)} images to {store.folder}")
+        seconds = 0.1 if sys.stderr.isatty() else 30  # an occasional line in a log
+        with tqdm(total=total, desc="features", unit="view", mininterval=seconds, delay=seconds, leave=False) as bar:
+            done, started = 0, time.monotonic()
+            for shard in plan:
+                read: list[bytes] = []
+                parts = []
+                for columns, digests in shard:
+                    some, output = next(computed)
+                    if some:
+                        features = _in_batches(backbone, output, GPU_BATCH) if backbone else output
+                        parts.append(features.reshape(len(some), len(columns), -1))
+                        read += some
+                    done += len(digests)
+                    bar.set_postfix_str(f"{done / (time.monotonic() - started):.1f} images/s", refresh=False)
+                    bar.update(len(columns) * len(digests))
+                if read:
+                    store.write(np.array(read, dtype=DIGEST), columns, torch.cat(parts).to(self.dtype))
+
+
+class _Blocks(Dataset[tuple[list[bytes], torch.Tensor]]):
+    """Digests of the images of each block that can be read, and their views, or their features if `build` is given."""
+
+    def __init__(
+        self, blocks: list[Block], images: dict[bytes, str], views: Views, build: Callable[[], Backbone] | None
+    ) -> None:
+        self.blocks = blocks
+        self.images = images
+        self.views = views
+        self.build = build
+        self.backbone: Backbone | None = None
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, number: int) -> tuple[list[bytes], torch.Tensor]:
+        if self.build and not self.backbone:
+            self.backbone = self.build()  # only after the process is forked, since it may have threads
+        columns, digests = self.blocks[number]
+        views = {}
+        for digest in digests:
+            path = self.images[digest]
+            try:
+                views[digest] = self.views(_load(path, digest.decode()), digest.decode(), columns)
+            except ImageError as error:
+                log.warning("left out: %s: %s", path, error)
+        output = torch.cat(list(views.values())) if views else torch.empty(0)
+        return list(views), _in_batches(self.backbone, output, BATCH) if self.backbone and views else output
+
+
+def _load(path: str, digest: str) -> Image.Image:
+    """Decode a file whose content has the digest, so that no features are stored under the digest of another."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError((error.strerror or str(error)).lower()) from error
+    if content_digest(content) != digest:
+        raise ImageError("changed since it was checked")
+    return load_rgb(BytesIO(content))
+
+
+def _in_batches(backbone: Backbone, views: torch.Tensor, size: int) -> torch.Tensor:
+    return torch.cat([backbone(some) for some in torch.split(views, size)])  # one image may have more views
+
+
+def _missing(store: Store, wanted: Mapping[bytes, tuple[int, ...]]) -> dict[bytes, tuple[int, ...]]:
+    missing = {}
+    for columns, digests in _by_columns(wanted).items():
+        keys = np.array(digests, dtype=DIGEST)
+        stored = np.stack([store.find(keys, column) >= 0 for column in columns], axis=1)
+        for digest, row in zip(digests, stored):
+            if not row.all():
+                missing[digest] = tuple(column for column, there in zip(columns, row) if not there)
+    return missing
+
+
+def _by_columns(wanted: Mapping[bytes, tuple[int, ...]]) -> dict[tuple[int, ...], list[bytes]]:
+    """Group images by the views that are wanted of them."""
+    groups = defaultdict(list)
+    for digest, columns in wanted.items():
+        groups[columns].append(digest)
+    return groups
+
+
+def _plan(missing: Mapping[bytes, tuple[int, ...]], batch: int) -> list[list[Block]]:
+    """Return the blocks of each shard to write; its images miss the same views."""
+    plan = []
+    for columns, digests in _by_columns(missing).items():
+        size = max(1, batch // len(columns))
+        for first in range(0, len(digests), SHARD_IMAGES):
+            shard = digests[first : first + SHARD_IMAGES]
+            plan.append([(columns, shard[at : at + size]) for at in range(0, len(shard), size)])
+    return plan

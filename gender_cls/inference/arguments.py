@@ -1,0 +1,70 @@
+"""Literal key=value arguments of a command line: nothing after the first = is interpreted."""
+
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+from gender_cls.errors import UserError
+
+RENAMED = {"sure": "min_confidence", "data.without": "data.report_exclude"}  # keys of earlier versions
+
+
+def parse_arguments(
+    arguments: Sequence[str], keys: Sequence[str], repeated: Sequence[str], command: str
+) -> dict[str, list[str]]:
+    """Return the values of each key in their order, none for a key that is not given.
+
+    Args:
+        arguments: Arguments of the command line.
+        keys: Keys that may be given.
+        repeated: Keys that may be given several times.
+        command: Command whose --help the errors point to.
+
+    Raises:
+        UserError: An argument is not key=value with one of these keys, or a key is repeated that may not be.
+    """
+    values: dict[str, list[str]] = {key: [] for key in keys}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if RENAMED.get(key) in values:
+            raise UserError("renamed", f"{key}= has been renamed; give {RENAMED[key]}={value}")
+        if key not in values or not value:
+            hint = f"; did you mean {keys[0]}={argument}?" if os.path.exists(argument) else ""
+            known = "=, ".join(keys)
+            raise UserError(
+                "unknown-option", f"{argument!r} is none of {known}= with a value{hint}; see {command} --help"
+            )
+        if values[key] and key not in repeated:
+            raise UserError("conflict", f"{key}= is given twice; give it once")
+        values[key].append(value)
+    return values
+
+
+def printable(text: str) -> str:
+    """Return the text with everything escaped that a terminal would not print but obey."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def command(verb: str) -> str:
+    """Return how to start `predict` or `train`: by the console script if this process was started by one."""
+    return f"gender-cls-{verb}" if Path(sys.argv[0]).name.startswith("gender-cls-") else f"python {verb}.py"
+
+
+def run_main(main: Callable[[list[str]], int]) -> None:
+    """Run `main` with the arguments of the command line and exit; a `UserError` is printed as one line."""
+    for stream in (sys.stdout, sys.stderr):
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")  # for file names that are not UTF-8
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; what matters is whether the image decodes
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:  # as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit("stopped")

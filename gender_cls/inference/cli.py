@@ -1,0 +1,189 @@
+"""Predict female or male for image files with a trained model.
+
+  python predict.py img=photo.jpg
+  python predict.py img=photo.jpg img="other photo (1).jpg"   several files; quote what the shell would split
+  python predict.py img=folder                                every image below the folder
+  python predict.py img='photos/**/*.jpg' img=@list.txt       a pattern; a list, see below
+  find . -name '*.jpg' -print0 | python predict.py img=-      a list from standard input
+  python predict.py img=folder out=predictions.csv            a table; also .jsonl and .parquet
+  python predict.py img=folder min_confidence=90 prior=0.8    unsure below 90 %; 80 % of the images are male
+  python predict.py img=photo.jpg model=model.onnx            without torch; see python -m gender_cls.inference.export
+
+Each image gets a line with its path, the label and the model's confidence in the label in % (50 to 100). The confidence
+of a calibrated model is the share of such predictions that are right, among images with the share of male images that
+the line "model:" names. Everything after the first = is taken literally: brackets, commas, further = signs.
+
+keys:
+  img=PATH           an image, a folder, a pattern, @LIST or -; may be repeated. A list holds one path per line, or is a
+                     CSV with a column `path`
+  model=FILE         a Binary_Classification_model.pth, .safetensors or .onnx (default: the newest .pth below runs/)
+  out=FILE           write a table with path, label, confidence, p_male and error instead of lines; unfinished rows are
+                     kept beside it, and the same command continues a killed run
+  montage=FILE       also draw the first 60 images with their predictions, as PNG
+  min_confidence=90  label an image `unsure` if the confidence is below this, in %, 50 to 100 (default: never)
+  prior=0.8          share of male images to predict for (default: the one of the calibration, usually 0.5)
+  precision=fp32     fp32 also for many images (default: auto, bf16 for 64 or more if the hardware computes with it)
+
+The exit code is 0 if every image got a prediction, else 1.
+"""
+
+import hashlib
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from gender_cls.errors import UserError
+from gender_cls.files import replacing
+from gender_cls.inference.arguments import command, parse_arguments, printable, run_main
+from gender_cls.inference.inputs import expand
+from gender_cls.inference.journal import Journal, Row, check_table
+from gender_cls.inference.predictor import CHUNK, Prediction, Predictor, newest_model
+
+KEYS = ("img", "model", "out", "montage", "min_confidence", "prior", "precision")
+MONTAGE_IMAGES = 60
+
+
+def run() -> None:
+    """Run prediction as the command line asks for it, and exit."""
+    run_main(main)
+
+
+def main(arguments: list[str]) -> int:
+    """Predict as the arguments ask for it and return the exit code."""
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        print((__doc__ or "").replace("python predict.py", command("predict")))
+        return 0
+    given = parse_arguments(arguments, KEYS, ("img",), command("predict"))
+    options = {key: values[0] for key, values in given.items() if values}
+    if "img" not in options:
+        raise UserError("no-images", f"no image is given; give img=PATH, see {command('predict')} --help")
+    paths = [path for pattern in given["img"] for path in expand(pattern)]
+    threshold, prior = _number(options, "min_confidence"), _number(options, "prior")
+    if threshold is not None and not 50 <= threshold <= 100:
+        raise UserError("bad-value", f"min_confidence={options['min_confidence']}: give a number from 50 to 100, in %")
+    _check_outputs(options, given["img"], paths)
+    model, precision = options.get("model") or newest_model(), options.get("precision", "auto")
+    predictor = Predictor(model, prior, precision)
+    print(f"model: {printable(model)}{predictor.note}", file=sys.stderr)
+    started = time.monotonic()
+    if "out" in options:
+        with open(model, "rb") as file:
+            key = hashlib.file_digest(file, "blake2b")
+        key.update(repr((predictor.facts, prior, threshold, precision)).encode())
+        journal = Journal(Path(options["out"]), key.hexdigest()[:12], paths, CHUNK)
+        labels = _write_table(predictor, paths, journal, threshold or 0)
+    else:
+        labels = _print_lines(predictor.predict(paths), threshold or 0)
+    if len(paths) > 1:
+        counts = ", ".join(f"{count} {label or 'failed'}" for label, count in sorted(labels.items(), reverse=True))
+        print(f"{len(paths)} images in {time.monotonic() - started:.1f} s: {counts}", file=sys.stderr)
+    if "montage" in options:
+        _draw_montage(Path(options["montage"]), predictor, paths[:MONTAGE_IMAGES], threshold or 0)
+    return 1 if labels[""] else 0
+
+
+def _check_outputs(options: dict[str, str], inputs: Sequence[str], paths: Sequence[str]) -> None:
+    """Raise a `UserError` if an output is one of the inputs, or can't be written in the format of its suffix."""
+    if "out" in options:
+        check_table(Path(options["out"]))
+    read = {os.path.abspath(path) for path in (*paths, *(given.removeprefix("@") for given in inputs))}
+    for key in ("out", "montage"):
+        if key in options and os.path.abspath(options[key]) in read:
+            raise UserError("conflict", f"{key}={options[key]} is one of the inputs; give another file")
+    if not options.get("montage", ".png").endswith(".png"):
+        raise UserError("bad-value", f"montage={options['montage']}: give a name that ends in .png")
+
+
+def _number(options: dict[str, str], key: str) -> float | None:
+    try:
+        return float(options[key]) if key in options else None
+    except ValueError:
+        raise UserError("bad-value", f"{key}={options[key]} is not a number; see {command('predict')} --help") from None
+
+
+def _label(prediction: Prediction, min_confidence: float) -> str:
+    """Return the label, `unsure` below `min_confidence` (in %), or an empty string for a file without a prediction."""
+    unsure = prediction.confidence is not None and prediction.confidence < min_confidence
+    return "unsure" if unsure else prediction.label
+
+
+def _rounded_down(percent: float | None, digits: int) -> str:
+    """Round down, so that the number shown was reached: 89.96 is not 90.0, and nothing is certain."""
+    return f"{math.floor((percent or 0) * 10**digits + 1e-9) / 10**digits:.{digits}f}"
+
+
+def _line(prediction: Prediction, min_confidence: float) -> str:
+    label, confidence = _label(prediction, min_confidence), f"{_rounded_down(prediction.confidence, 1)} %"
+    return f"{label}  ({prediction.label} {confidence})" if label == "unsure" else f"{label}  {confidence}"
+
+
+def _print_lines(predictions: Iterator[Prediction], min_confidence: float) -> Counter[str]:
+    """Print a line per prediction, errors on standard error, and return how often each label occurs."""
+    labels: Counter[str] = Counter()
+    for prediction in predictions:
+        labels[_label(prediction, min_confidence)] += 1
+        if prediction.error:
+            print(f"{printable(prediction.path)}  error: {printable(prediction.error)}", file=sys.stderr)
+        else:
+            print(f"{printable(prediction.path)}  {_line(prediction, min_confidence)}")
+    return labels
+
+
+def _write_table(predictor: Predictor, paths: Sequence[str], journal: Journal, min_confidence: float) -> Counter[str]:
+    """Write a row per image after those of an interrupted run, and return how often each label occurs."""
+    from tqdm import tqdm
+
+    def row(prediction: Prediction) -> Row:
+        failed = bool(prediction.error)
+        numbers = ("", "") if failed else (_rounded_down(prediction.confidence, 2), f"{prediction.p_male:.6f}")
+        return (prediction.path, _label(prediction, min_confidence), *numbers, prediction.error)
+
+    done = len(journal)
+    if done:
+        print(f"continuing after {done} rows of an earlier run", file=sys.stderr)
+    predictions = predictor.predict(paths[done:], total=len(paths))
+    try:
+        with tqdm(total=len(paths), initial=done, unit="image", disable=None, leave=False) as bar:
+            while chunk := list(islice(predictions, CHUNK)):
+                journal.write(map(row, chunk))
+                bar.update(len(chunk))
+                for prediction in chunk:
+                    if prediction.error:
+                        line = f"{printable(prediction.path)}  error: {printable(prediction.error)}"
+                        bar.write(line, file=sys.stderr)
+        journal.finish()
+    except KeyboardInterrupt:
+        print(f"\n{len(journal)} rows are kept; the same command continues from there", file=sys.stderr)
+        raise
+    finally:
+        journal.close()
+    return journal.labels
+
+
+def _draw_montage(file: Path, predictor: Predictor, paths: Sequence[str], min_confidence: float) -> None:
+    from gender_cls.inference.draw import TILE, contact_sheet
+    from gender_cls.transforms.decode import ImageError, load_rgb
+
+    tiles = []
+    for prediction in predictor.predict(paths):
+        try:
+            image = load_rgb(prediction.path)
+        except ImageError:
+            continue  # its error has been reported
+        image.thumbnail((TILE, TILE))  # sixty photos of full size may take all memory
+        name = printable(os.path.basename(prediction.path))
+        tiles.append((image, f"{name}\n{_line(prediction, min_confidence)}"))
+    try:
+        with replacing(file) as unfinished:
+            contact_sheet(tiles).save(unfinished)
+    except OSError as error:
+        raise UserError("not-writable", f"montage={file}: {(error.strerror or str(error)).lower()}") from error
+
+
+if __name__ == "__main__":
+    run()

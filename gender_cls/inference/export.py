@@ -1,0 +1,195 @@
+"""Saving of a trained model as a plain state dict, and its export for other runtimes.
+
+  python -m gender_cls.inference.export to=model.onnx                    the newest model
+  python -m gender_cls.inference.export model=FILE to=model.onnx         for ONNX Runtime, OpenVINO, browsers, phones
+  python -m gender_cls.inference.export model=FILE to=model.safetensors  the state dict, in a file that can hold no code
+
+model.onnx takes `image`, float32 (N, 3, size, size), RGB from 0 to 1, and returns `p_male` and `logit`, float32 (N).
+The steps before (crop, median, resize) are named in its metadata. It is compared with torch in ONNX Runtime before it
+is written. Both formats hold classes, preprocessing, calibration and data in their metadata under `facts`, and
+predict.py takes both. ONNX needs the extra: pip install -e ".[onnx]"
+"""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gender_cls.errors import UserError
+from gender_cls.files import replacing, write_text
+from gender_cls.inference.arguments import command, parse_arguments, printable, run_main
+from gender_cls.inference.model_card import model_card
+from gender_cls.inference.predictor import MODEL_NAME, Predictor, newest_model
+from gender_cls.inference.runtimes import OnnxRuntime
+from gender_cls.labels import CLASSES
+from gender_cls.models.backbones import folded
+from gender_cls.models.network import GenderNet
+from gender_cls.transforms.preprocessing import Preprocessing
+
+COMMAND = "python -m gender_cls.inference.export"
+TOLERANCE = 1e-4  # of the probability, between torch and ONNX Runtime
+OPSET = 20
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "pillow")
+
+
+def save_model(folder: Path, network: GenderNet, preprocessing: Preprocessing, about: Mapping[str, Any]) -> Path:
+    """Write the state dict, its JSON and its model card, each whole or not at all.
+
+    Args:
+        folder: Folder to write to.
+        network: Network whose `plain_state` is saved.
+        preprocessing: Preprocessing that the network was trained with.
+        about: Further facts for the JSON: data, weights, metrics and calibration.
+
+    Returns:
+        The path of the `.pth`.
+    """
+    path = folder / MODEL_NAME
+    facts = {
+        "backbone": network.backbone_name,
+        "classes": CLASSES,
+        "prediction": "male where sigmoid(logit) > 0.5, else female",
+        "preprocessing": asdict(preprocessing),
+        **about,
+        "versions": {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+    }
+    with replacing(path) as unfinished:
+        with open(unfinished, "wb") as file:  # given a path, torch would store its name in the file
+            torch.save(network.plain_state(), file)
+        write_json(path.with_suffix(".json"), facts)
+    write_text(path.with_suffix(".md"), model_card(facts))
+    return path
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+class _OnnxModule(nn.Module):
+    """Normalisation, network and sigmoid, as they go into an ONNX file."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.backbone, self.head = folded(predictor.network.backbone), predictor.network.head
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(predictor.preprocessing, name)).view(3, 1, 1))
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logit = self.head(self.backbone((image - self.mean) / self.std)).squeeze(1)
+        return logit.sigmoid(), logit
+
+
+def to_onnx(predictor: Predictor, path: Path) -> None:
+    """Write an ONNX file whose predictions in ONNX Runtime are those of torch; see the module.
+
+    Raises:
+        UserError: The extra is not installed, or the predictions differ.
+    """
+    if not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+        raise UserError("missing-package", f'to={path} needs the extra `onnx`: pip install -e ".[onnx]"')
+    size = predictor.preprocessing.size
+    program = torch.onnx.export(
+        _OnnxModule(predictor).eval(),
+        (torch.zeros(2, 3, size, size),),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["image"],
+        output_names=["p_male", "logit"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    assert program
+    program.model.metadata_props["facts"] = json.dumps(predictor.facts)
+    with replacing(path) as unfinished:
+        program.save(unfinished)
+        _compare(predictor, OnnxRuntime(unfinished, f"to={path}").session, path)
+
+
+def _compare(predictor: Predictor, session: Any, path: Path) -> None:
+    """Raise a `UserError` if an ONNX session predicts something else than torch on random pixels."""
+    size, generator = predictor.preprocessing.size, np.random.default_rng(0)
+    for batch in (1, 2, 5):
+        pixels = generator.integers(0, 256, (batch, 3, size, size)).astype(np.uint8)
+        with torch.inference_mode():
+            logit = predictor.network(predictor.preprocessing.normalize(torch.from_numpy(pixels)))
+        found_p, found_logit = session.run(["p_male", "logit"], {"image": pixels.astype(np.float32) / 255})
+        expected = logit.sigmoid().numpy()
+        gap = max(float(np.abs(found - expected).max()) for found in (found_p, 1 / (1 + np.exp(-found_logit))))
+        if not gap < TOLERANCE:
+            raise UserError(
+                "bad-model", f"to={path}: ONNX Runtime and torch differ by {gap:.1e} in p_male of {batch} images"
+            )
+
+
+def to_safetensors(predictor: Predictor, path: Path) -> None:
+    """Write the state dict and the facts as safetensors, or raise a `UserError` if the extra is not installed."""
+    if not find_spec("safetensors"):
+        raise UserError("missing-package", f'to={path} needs the extra `formats`: pip install -e ".[formats]"')
+    from safetensors.torch import save
+
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(save(predictor.network.plain_state(), {"facts": json.dumps(predictor.facts)}))
+
+
+def main(arguments: list[str]) -> int:
+    """Export as the arguments ask for it and return the exit code."""
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        print(__doc__)
+        return 0
+    given = parse_arguments(arguments, ("model", "to"), (), COMMAND)
+    path = Path(*given["to"])
+    if path.suffix not in (".onnx", ".safetensors"):
+        raise UserError("bad-value", f"give to=FILE that ends in .onnx or .safetensors; see {COMMAND} --help")
+    model = given["model"][0] if given["model"] else newest_model()
+    predictor = Predictor(model)
+    if predictor.assumed_preprocessing:
+        raise UserError(
+            "bad-model", f"model={model} has no JSON with its preprocessing, which is exported; put it beside"
+        )
+    print(f"model: {printable(model)}{predictor.note}")
+    try:
+        (to_onnx if path.suffix == ".onnx" else to_safetensors)(predictor, path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError("not-writable", f"to={path}: {reason}; give a file that can be written") from error
+    print(f"{command('predict')} model={path} img=photo.jpg")
+    return 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of this project's checkout, with a + if files were changed since; None outside of one."""
+    project = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(project), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != project:
+            return None  # installed below another repository
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,81 @@
+"""The images that the arguments img=... name."""
+
+import csv
+import glob
+import os
+import sys
+from io import StringIO
+from pathlib import Path
+
+from gender_cls.errors import UserError
+from gender_cls.transforms.decode import list_images
+
+
+def expand(given: str) -> list[str]:
+    """Return the images that an argument names, in order.
+
+    Args:
+        given: A file; a folder, for every image below it; a pattern such as `photos/*.jpg`, with `**` for folders in
+            between, unless a file has that name; `@FILE` for a list with one path per line or a CSV with the column
+            path, relative to the list's folder; or `-` for such a list from standard input, relative to the working
+            directory. A list that holds a NUL is split at NULs, not at line ends, as `find -print0` writes it.
+
+    Raises:
+        UserError: There is no image, or the list can't be read.
+    """
+    if given == "-":
+        return _parse_list(sys.stdin.buffer.read(), "", "img=-")
+    if given.startswith("@") and not os.path.lexists(given):
+        file = Path(given[1:])
+        try:
+            return _parse_list(file.read_bytes(), os.path.dirname(file), f"img={given}")
+        except OSError as error:
+            code = "not-found" if isinstance(error, FileNotFoundError) else "unreadable"
+            raise UserError(code, f"img={given}: {(error.strerror or str(error)).lower()}") from error
+    if os.path.isdir(given):
+        paths = list_images(given)
+        if not paths:
+            raise UserError("no-images", f"img={given} holds no file with the suffix of an image; name the file itself")
+        return paths
+    if glob.has_magic(given) and not os.path.lexists(given):
+        found = _matching(given)
+        if not found:
+            raise UserError("not-found", f"img={given}: no file has that name or matches that pattern")
+        return found
+    return [given]
+
+
+def _matching(pattern: str) -> list[str]:
+    """Return the files that match, without hidden ones; `**` does not follow links, which may be circular."""
+    anchor = Path(pattern).anchor
+    try:
+        found = sorted(Path(anchor or ".").glob(pattern[len(anchor) :]))
+    except ValueError as error:
+        raise UserError("bad-value", f"img={pattern}: {str(error).lower()}") from error
+    named = set(Path(pattern).parts)
+    return [
+        str(path)
+        for path in found
+        if not path.is_dir() and not any(part.startswith(".") and part not in named for part in path.parts)
+    ]
+
+
+def _parse_list(content: bytes, folder: str, source: str) -> list[str]:
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # as PowerShell redirects
+        content = content.decode("utf-16", errors="replace").encode()
+    text = os.fsdecode(content).removeprefix("\ufeff")
+    rows = [] if "\0" in text else list(csv.reader(StringIO(text, newline="")))
+    if "\0" in text:
+        names = text.split("\0")
+    elif rows and "path" in rows[0]:
+        column = rows[0].index("path")
+        short = [number for number, row in enumerate(rows, 1) if row and len(row) <= column]
+        if short:
+            raise UserError("bad-data", f"{source}: row {short[0]} has no path; complete or delete it")
+        names = [row[column] for row in rows[1:] if row]
+    else:
+        names = [line.removesuffix("\r") for line in text.split("\n")]
+    paths = [os.path.join(folder, name) for name in names if name]
+    if not paths:
+        raise UserError("no-images", f"{source} names no image; give one path per line, or a CSV with the column path")
+    return paths

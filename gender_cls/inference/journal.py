@@ -1,0 +1,181 @@
+"""The table of a prediction run: rows are kept as they come, and the file gets its name when it is complete."""
+
+import csv
+import glob
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from gender_cls.errors import UserError
+
+COLUMNS = ("path", "label", "confidence", "p_male", "error")
+TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet takes a cell that starts so for a formula
+PARQUET_ROWS = 10_000  # written at once
+Row = tuple[str, str, str, str, str]  # as COLUMNS; numbers as text, empty after an error
+
+
+def check_table(out: Path) -> None:
+    """Raise a `UserError` if a table is a folder, of an unknown format, or needs an extra that is not installed."""
+    if out.is_dir():
+        raise UserError("not-writable", f"out={out}: is a directory; give a file that can be written")
+    if out.suffix not in TABLE_SUFFIXES:
+        raise UserError("bad-value", f"out={out}: give a name that ends in {' or '.join(TABLE_SUFFIXES)}")
+    if out.suffix == ".parquet" and not find_spec("pyarrow"):
+        raise UserError("missing-package", f'out={out} needs the extra `formats`: pip install -e ".[formats]"')
+
+
+class Journal:
+    """Rows beside `out`, as CSV, in a file whose name says what made them; `finish` turns them into `out`.
+
+    The same command continues a killed run: rows are kept in whole blocks, as far as they are those of `paths`; the
+    last row may be torn.
+
+    Args:
+        out: Table to write: .csv, .jsonl or .parquet; see `check_table`.
+        made_by: Hash of the model and of everything else that decides the rows.
+        paths: Paths of the images, in order.
+        block: Number of rows that are computed together.
+
+    Attributes:
+        labels: Number of rows of each label; the empty label counts the failures.
+
+    Raises:
+        UserError: The table can't be written, or unfinished rows of another model lie beside it.
+    """
+
+    def __init__(self, out: Path, made_by: str, paths: Sequence[str], block: int) -> None:
+        self.out, self.paths = out, paths
+        self.labels: Counter[str] = Counter()
+        self.file = out.with_name(f"{out.name}.part-{made_by}")
+        for other in out.parent.glob(f"{glob.escape(out.name)}.part-*"):
+            if other.name.removesuffix(".new") != self.file.name:
+                raise UserError(
+                    "resume-mismatch",
+                    f"out={out}: {other} holds unfinished rows of another model, prior, min_confidence or precision; "
+                    "finish them with that, or delete the file",
+                )
+        self.lock = FileLock(out.with_name(f"{out.name}.lock"))
+        with self._failing():
+            os.stat(out.parent)  # the lock would create the folder
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                raise UserError(
+                    "conflict", f"out={out}: another run is writing it; wait for it, or give another file"
+                ) from None
+            try:
+                self._keep_rows(block)
+            except BaseException:
+                self.close()
+                raise
+
+    def __len__(self) -> int:
+        return self.labels.total()
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Add rows."""
+        with self._failing(), open(self.file, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            safe = [(safe_cell(path), label, *rest, safe_cell(error)) for path, label, *rest, error in rows]
+            csv.writer(file).writerows(safe)
+        self.labels.update(row[1] for row in safe)  # only once they are written
+
+    def finish(self) -> None:
+        """Write the complete table, in place of an earlier one."""
+        with self._failing():
+            if self.out.suffix != ".csv":
+                whole = self.file.with_name(f"{self.file.name}.new")
+                rows = zip(self.paths, self._read(), strict=True)
+                _write_jsonl(whole, rows) if self.out.suffix == ".jsonl" else _write_parquet(whole, rows)
+                os.replace(whole, self.out)
+                self.file.unlink()
+            else:
+                os.replace(self.file, self.out)
+
+    def close(self) -> None:
+        """Release the lock and delete a file without rows."""
+        if not len(self) and self.file.exists() and len(list(islice(self._read(), 1))) == 0:
+            self.file.unlink()
+        Path(self.lock.lock_file).unlink(missing_ok=True)
+        self.lock.release()
+
+    def _keep_rows(self, block: int) -> None:
+        kept = self._kept(block) if self.file.exists() else []
+        again = self.file.with_name(f"{self.file.name}.new")
+        with open(again, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows([COLUMNS, *kept])
+        os.replace(again, self.file)
+        self.labels.update(row[1] for row in kept)
+
+    def _kept(self, block: int) -> list[list[str]]:
+        rows = list(self._read())[:-1]  # the last may be torn
+        same = 0
+        for row, path in zip(rows, self.paths):
+            if len(row) != len(COLUMNS):
+                break
+            if row[0] != safe_cell(path):
+                raise UserError(
+                    "resume-mismatch",
+                    f"out={self.out}: {self.file} holds unfinished rows of other images; give the same img=, or delete "
+                    "the file",
+                )
+            same += 1
+        return rows[: same - same % block]
+
+    def _read(self) -> Iterator[list[str]]:
+        with open(self.file, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = csv.reader(file)
+            next(rows, None)
+            while True:
+                try:
+                    yield next(rows)
+                except (StopIteration, csv.Error):  # a row torn by a crash
+                    return
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            kept = f"; {len(self)} rows are kept, and the same command continues from there" if len(self) else ""
+            raise UserError(
+                "not-writable", f"out={self.out}: {reason}; give a file that can be written{kept}"
+            ) from error
+
+
+def safe_cell(text: str) -> str:
+    """Return the text of a cell, with a ' before what a spreadsheet would take for a formula."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def _records(rows: Iterable[tuple[str, list[str]]]) -> Iterator[dict[str, str | float | None]]:
+    for path, (_, label, confidence, p_male, error) in rows:
+        numbers = {"confidence": float(confidence), "p_male": float(p_male)} if p_male else {}
+        yield {"path": path, "label": label, "confidence": None, "p_male": None, **numbers, "error": error}
+
+
+def _write_jsonl(file: Path, rows: Iterable[tuple[str, list[str]]]) -> None:
+    with open(file, "w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(record) + "\n" for record in _records(rows))
+
+
+def _write_parquet(file: Path, rows: Iterable[tuple[str, list[str]]]) -> None:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    kinds = {"confidence": pyarrow.float64(), "p_male": pyarrow.float64()}
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in COLUMNS])
+    records = _records(rows)
+    with ParquetWriter(file, schema) as writer:
+        while chunk := list(islice(records, PARQUET_ROWS)):
+            for record in chunk:  # Parquet holds UTF-8 only
+                record["path"] = str(record["path"]).encode(errors="backslashreplace").decode()
+            writer.write_table(pyarrow.Table.from_pylist(chunk, schema))

@@ -1,0 +1,206 @@
+"""Prediction for images of many kinds with a trained model."""
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from gender_cls.errors import UserError, check_choice, check_share
+from gender_cls.inference.arguments import command
+from gender_cls.inference.runtimes import OnnxRuntime, Run, TorchRuntime, invalid_facts
+from gender_cls.labels import CLASSES
+from gender_cls.transforms.decode import ImageError, as_rgb
+from gender_cls.transforms.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from gender_cls.models.network import GenderNet
+
+MODEL_NAME = "Binary_Classification_model.pth"
+FEW = 64  # fewer images are predicted at once, in fp32
+CHUNK = 16  # images that a thread decodes and predicts together
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Prediction for one image.
+
+    Attributes:
+        path: Path as it was given; empty for an image given as an object.
+        p_male: Probability of male, 0 to 1; None after an error.
+        error: Reason why there is no prediction; empty if there is one.
+    """
+
+    path: str
+    p_male: float | None = None
+    error: str = ""
+
+    @property
+    def label(self) -> str:
+        """Label: `male` if p_male > 0.5, else `female`; empty after an error."""
+        return "" if self.p_male is None else CLASSES[self.p_male > 0.5]
+
+    @property
+    def confidence(self) -> float | None:
+        """Probability of the label in %, 50 to 100; None after an error."""
+        return None if self.p_male is None else 100 * max(self.p_male, 1 - self.p_male)
+
+
+class Predictor:
+    """A trained model with its preprocessing.
+
+        predictor = Predictor("Binary_Classification_model.pth")
+        for prediction in predictor.predict(["photo.jpg", image, array]):
+            print(prediction.label, prediction.confidence)
+
+    Args:
+        model: A `Binary_Classification_model.pth`, or a `.safetensors` or `.onnx` exported from one. The preprocessing
+            of a `.pth` is read from the JSON beside it; without a JSON that of the recipe is assumed.
+        prior: Share of male images to predict for, in (0, 1), instead of the one of the calibration.
+        precision: auto or fp32. auto is fp32 for fewer than `FEW` images, and bf16 for more if the hardware computes
+            with it (probabilities differ by less than 0.01, mostly by less than 0.004).
+
+    Attributes:
+        preprocessing: Preprocessing of the model.
+        assumed_preprocessing: Whether there is no JSON, so that `preprocessing` is an assumption.
+        facts: Content of the JSON; empty without one.
+        calibration: `prior`, and `slope` and `bias` of the logit of the uncalibrated head; None if not calibrated.
+        note: Remark on preprocessing and calibration, to be shown after the name of the model.
+
+    Raises:
+        UserError: The model is missing, damaged, of another network or a pickle (which is never executed), or the prior
+            is out of range or the model uncalibrated.
+    """
+
+    def __init__(self, model: str | os.PathLike[str], prior: float | None = None, precision: str = "auto") -> None:
+        source = f"model={os.fspath(model)}"
+        if not os.path.isfile(model):
+            raise UserError(
+                "not-found", f"{source}: no such file; train a model with `{command('train')}`, or give another"
+            )
+        check_choice("precision", precision, ("auto", "fp32"))
+        self.source, self.precision = source, precision
+        self.runtime = OnnxRuntime(model, source) if Path(model).suffix == ".onnx" else TorchRuntime(model, source)
+        self.assumed_preprocessing = self.runtime.facts is None
+        self.facts: dict[str, Any] = self.runtime.facts or {}
+        self.preprocessing, self.calibration = _read_facts(self.runtime.facts, self.runtime.facts_source)
+        self.shift = 0.0  # of the logit, from the prior of the calibration to another
+        if prior is not None:
+            check_share("prior", prior)
+            if self.calibration is None:
+                raise UserError(
+                    "conflict", f"prior={prior} needs a calibrated model, and {source} is uncalibrated; train one"
+                )
+            known = self.calibration["prior"]
+            self.shift = math.log(prior / (1 - prior)) - math.log(known / (1 - known))
+        self.note = ""
+        if self.assumed_preprocessing:
+            self.note = ", without its JSON: the preprocessing of the recipe is assumed"
+        elif self.calibration is None:
+            self.note = ", uncalibrated: its confidence is a score"
+        else:
+            self.note = f", calibrated to a share of male images of {prior or self.calibration['prior']:.2g}"
+
+    @property
+    def network(self) -> "GenderNet":
+        """Network of a `.pth` or `.safetensors`; a `UserError` for an ONNX model."""
+        if isinstance(self.runtime, TorchRuntime):
+            return self.runtime.network
+        raise UserError("bad-model", f"{self.source} holds no torch network; give the .pth that it was exported from")
+
+    def predict(self, images: Any, total: int = 0) -> Iterator[Prediction]:
+        """Yield a prediction for each image in order, with an error for what is not an image.
+
+        Decoding and the network share the cores: with 64 images or more, torch computes with one thread per caller in
+        the whole process. Of many images, 64 or about `CHUNK` for each core are held in memory.
+
+        Args:
+            images: One image or an iterable of them: paths; images of Pillow; RGB arrays (H, W), (H, W, 3) or
+                (H, W, 4), or tensors (3, H, W), of uint8 or of floats from 0 to 1.
+            total: Number of images of the whole run, if these continue an interrupted one.
+        """
+        if isinstance(images, str | os.PathLike | Image.Image) or 2 <= getattr(images, "ndim", 0) <= 3:
+            images = [images]
+        remaining = iter(images)
+        first = list(islice(remaining, FEW))
+        count = max(total, len(images) if isinstance(images, Sequence) else len(first))
+        if count < FEW:
+            yield from self._predict_chunk(self.runtime.few(self.preprocessing), first)
+            return
+        images = chain(first, remaining)
+        del first  # the images are not held longer than needed
+        yield from self._predict_many(images, count)
+
+    def _predict_many(self, images: Iterator[Any], count: int) -> Iterator[Prediction]:
+        threads = self.runtime.threads
+        many = self.runtime.many(self.preprocessing, count, self.precision)
+        with many as run, ThreadPoolExecutor(threads) as pool:
+            waiting: deque[Future[list[Prediction]]] = deque()
+            try:
+                while chunk := list(islice(images, CHUNK)):
+                    waiting.append(pool.submit(self._predict_chunk, run, chunk))
+                    if len(waiting) > threads + 1:
+                        yield from waiting.popleft().result()
+                while waiting:
+                    yield from waiting.popleft().result()
+            finally:  # also if the caller stops early
+                pool.shutdown(cancel_futures=True)
+
+    def _predict_chunk(self, run: Run, images: Sequence[Any]) -> list[Prediction]:
+        pixels, predictions = [], []
+        for image in images:
+            path = os.fspath(image) if isinstance(image, str | os.PathLike) else ""
+            try:
+                pixels.append(self.preprocessing.pixels(as_rgb(image)))
+                predictions.append(Prediction(path))
+            except ImageError as error:
+                predictions.append(Prediction(path, error=str(error)))
+            except MemoryError:
+                predictions.append(Prediction(path, error="too large for this machine's memory"))
+        if pixels:
+            logits = run(np.stack(pixels)).astype(float) + self.shift
+            with np.errstate(over="ignore"):
+                probabilities = iter((1 / (1 + np.exp(-logits))).tolist())
+            predictions = [each if each.error else _with_probability(each, next(probabilities)) for each in predictions]
+        return predictions
+
+
+def newest_model() -> str:
+    """Return the model of the newest run below runs/, or raise a `UserError` if there is none."""
+    models = sorted(Path("runs").glob(f"**/{MODEL_NAME}"), key=lambda path: path.stat().st_mtime)
+    if not models:
+        raise UserError(
+            "not-found", f"no {MODEL_NAME} below runs/; train one with `{command('train')}`, or give model=FILE"
+        )
+    return str(models[-1])
+
+
+def _with_probability(prediction: Prediction, p_male: float) -> Prediction:
+    if math.isnan(p_male):
+        return replace(prediction, error="the output of the model is not a number")
+    return replace(prediction, p_male=p_male)
+
+
+def _read_facts(facts: dict[str, Any] | None, source: str) -> tuple[Preprocessing, dict[str, float] | None]:
+    """Return the preprocessing and calibration in the facts of a model, or the recipe's preprocessing without facts."""
+    if facts is None:
+        return Preprocessing(), None
+    try:
+        values = {"crop": 1.0, "median": False, **facts["preprocessing"]}  # older models have neither
+        preprocessing = Preprocessing(**{field.name: values[field.name] for field in fields(Preprocessing)})
+        if list(facts.get("classes", CLASSES)) != list(CLASSES):
+            raise ValueError(f"classes {facts['classes']}")
+        known = facts.get("calibration")  # older models have none
+        calibration = {key: float(known[key]) for key in ("prior", "slope", "bias")} if known else None
+        if calibration and not (0 < calibration["prior"] < 1 and calibration["slope"] > 0):
+            raise ValueError(f"calibration {calibration}")
+        return preprocessing, calibration
+    except Exception as error:  # people edit these files
+        raise invalid_facts(source) from error

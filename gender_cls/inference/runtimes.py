@@ -1,0 +1,194 @@
+"""Engines that run a model on pixels: torch for a `.pth` or `.safetensors`, ONNX Runtime without torch."""
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from gender_cls.errors import UserError
+from gender_cls.transforms.preprocessing import Preprocessing
+
+Run = Callable[[np.ndarray], np.ndarray]  # pixels, uint8 (N, 3, size, size), to logits, float32 (N)
+OPENVINO_FROM = 5000  # images; for fewer, compiling takes longer than it saves
+
+
+class Runtime(Protocol):
+    """A model that has been read.
+
+    Attributes:
+        facts: Facts from its JSON or from the file itself; None if there are none.
+        facts_source: The file or argument that the facts come from, for errors.
+        threads: Number of threads that may call what `many` yields at once.
+    """
+
+    facts: dict[str, Any] | None
+    facts_source: str
+    threads: int
+
+    def few(self, preprocessing: Preprocessing) -> Run:
+        """Return the model for a few images: fp32, ready at once."""
+        ...
+
+    def many(self, preprocessing: Preprocessing, count: int, precision: str) -> AbstractContextManager[Run]:
+        """Yield the model for `count` images, to be called by `threads` threads; `precision` is auto or fp32."""
+        ...
+
+
+class TorchRuntime:
+    """A `Runtime` by torch, of a state dict of resnet18 with `fc = Linear(512, 1)` or of the network its JSON names.
+
+    Attributes:
+        network: The network with the weights.
+    """
+
+    def __init__(self, model: str | os.PathLike[str], source: str) -> None:
+        import torch
+
+        from gender_cls.models.network import GenderNet
+        from gender_cls.models.weights import read_state_dict
+
+        state = read_state_dict(model, source)
+        self.facts_source = source
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.threads = cores()
+        text = None
+        if Path(model).suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(model, "pt") as tensors:
+                text = (tensors.metadata() or {}).get("facts")
+        for path in (Path(model), Path(model).resolve()):  # the JSON may lie beside a link or beside its target
+            file = path.with_suffix(".json")
+            if text is None and file.exists():
+                self.facts_source, text = str(file), file.read_text(encoding="utf-8", errors="replace")
+        self.facts = None if text is None else _parse_facts(text, self.facts_source)
+        self.network: GenderNet = GenderNet(None, str((self.facts or {}).get("backbone", "resnet18")))
+        self.network.load_plain_state(state, source)
+        self.network.eval()
+
+    def few(self, preprocessing: Preprocessing) -> Run:
+        """See `Runtime`."""
+        import torch
+
+        def run(pixels: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                return self.network(preprocessing.normalize(torch.from_numpy(pixels))).numpy()
+
+        return run
+
+    @contextmanager
+    def many(self, preprocessing: Preprocessing, count: int, precision: str) -> Iterator[Run]:
+        """See `Runtime`: in bf16 if the hardware computes with it, on a GPU if there is one, by OpenVINO if it pays."""
+        import torch
+
+        from gender_cls.models.backbones import best_precision, openvino_backbone, torch_backbone
+
+        chosen = best_precision(self.device) if precision == "auto" else precision
+        if self.device.type == "cpu" and count >= OPENVINO_FROM and find_spec("openvino"):
+            backbone = openvino_backbone(self.network.backbone, preprocessing, chosen, streams=self.threads)
+        else:
+            backbone = torch_backbone(self.network.backbone, preprocessing, chosen, self.device)
+
+        def run(pixels: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                return self.network.head(backbone(torch.from_numpy(pixels))).squeeze(1).numpy()
+
+        with _one_torch_thread():
+            yield run
+
+
+class OnnxRuntime:
+    """A `Runtime` by ONNX Runtime, of a file made by `python -m gender_cls.inference.export`."""
+
+    def __init__(self, model: str | os.PathLike[str], source: str) -> None:
+        if not find_spec("onnxruntime"):
+            raise UserError("missing-package", f'{source} needs the extra `onnx`: pip install -e ".[onnx]"')
+        self.model = os.fspath(model)
+        self.threads = cores()
+        try:
+            self.session = self._session(self.threads)
+            text = self.session.get_modelmeta().custom_metadata_map["facts"]
+            (image,) = self.session.get_inputs()
+            size = json.loads(text)["preprocessing"]["size"]
+            outputs = {output.name for output in self.session.get_outputs()}
+            if (image.name, image.type, image.shape[1:]) != ("image", "tensor(float)", [3, size, size]):
+                raise ValueError(f"{image}")
+            if isinstance(image.shape[0], int) or not {"p_male", "logit"} <= outputs:
+                raise ValueError("another batch or output")
+        except Exception as error:  # ONNX Runtime has exceptions of its own
+            raise UserError(
+                "bad-model", f"{source} is not a model made by python -m gender_cls.inference.export; export it again"
+            ) from error
+        self.facts_source, self.facts = source, _parse_facts(text, source)
+
+    def few(self, preprocessing: Preprocessing) -> Run:
+        """See `Runtime`."""
+        return partial(self._run, self.session)
+
+    @contextmanager
+    def many(self, preprocessing: Preprocessing, count: int, precision: str) -> Iterator[Run]:
+        """See `Runtime`; always fp32."""
+        yield partial(self._run, self._session(1))
+
+    def _session(self, threads: int) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
+
+    @staticmethod
+    def _run(session: Any, pixels: np.ndarray) -> np.ndarray:
+        return session.run(["logit"], {"image": pixels.astype(np.float32) / 255})[0]
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def invalid_facts(source: str) -> UserError:
+    """Return the error for a JSON that prediction can't use."""
+    return UserError(
+        "bad-model",
+        f"{source} holds no valid preprocessing and calibration; mend it, or delete it to assume the recipe's",
+    )
+
+
+def _parse_facts(text: str, source: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise invalid_facts(source) from error
+
+
+_lock = threading.Lock()
+_users: list[None] = []  # one entry for each `_one_torch_thread` in force
+_threads_before: list[int] = []  # torch's number of threads, restored by the last of them
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Let torch compute with one thread per caller, since there is a caller for each core; may overlap with others."""
+    import torch
+
+    with _lock:
+        if not _users:
+            _threads_before.append(torch.get_num_threads())
+            torch.set_num_threads(1)
+        _users.append(None)
+    try:
+        yield
+    finally:
+        with _lock:
+            _users.pop()
+            if not _users:
+                torch.set_num_threads(_threads_before.pop())

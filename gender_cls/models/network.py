@@ -1,0 +1,157 @@
+"""GenderNet: a backbone, all or a part of it frozen, and one linear head."""
+
+import hashlib
+from typing import cast
+
+import torch
+from torch import nn
+
+from gender_cls.errors import UserError
+from gender_cls.models.zoo import find_backbone
+
+COUNTER = "num_batches_tracked"  # of BatchNorm; it has no effect in evaluation mode
+
+
+class GenderNet(nn.Module):
+    """An ImageNet network whose last linear layer is replaced by the head, `Linear(F, 1)`; F is 512 for resnet18.
+
+    Frozen parts never change: they have no gradient, and they stay in evaluation mode after `train()`, so that no
+    BatchNorm statistic drifts.
+
+    Args:
+        weights: Name of torchvision's weights, such as IMAGENET1K_V1; path to a state dict of the same network, with
+            or without its last layer, of any float type; or None for random weights.
+        backbone: Name of a classification network of torchvision, or efficientnet_lite0.
+        trainable: head; or all; or a part of the backbone, such as layer4, for that part and everything after it in
+            the order of `named_modules`.
+
+    Attributes:
+        backbone: The network without its last linear layer.
+        backbone_name: Name of the backbone.
+        head: The linear head.
+        last: Name of the layer that the head replaces.
+
+    Raises:
+        UserError: The weights can't be read or belong to another network, or there is no such backbone or part.
+    """
+
+    def __init__(
+        self, weights: str | None = "IMAGENET1K_V1", backbone: str = "resnet18", trainable: str = "head"
+    ) -> None:
+        super().__init__()
+        self.backbone_name, self.trainable = backbone, trainable
+        entry = find_backbone(backbone)
+        self.backbone = entry.build()
+        self.last = _last_linear(self.backbone, backbone)
+        last = cast(nn.Linear, self.backbone.get_submodule(self.last))
+        self.backbone.set_submodule(self.last, nn.Identity())
+        if weights is not None:
+            self._load(self.backbone, entry.read(str(weights)), f"model.weights={weights}")
+        self.backbone.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+        self.head = nn.Linear(last.in_features, 1)
+        self._frozen = self._frozen_parts()
+        for module in self._frozen.values():
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+        self.train()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return logits (N), positive for male, of normalized images (N, 3, H, W) or of their features (N, F)."""
+        return self.head(inputs if inputs.ndim == 2 else self.features(inputs)).squeeze(1)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features (N, F) of normalized images (N, 3, H, W)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable != "head"):
+            return self.backbone(images.contiguous(memory_format=torch.channels_last))
+
+    def train(self, mode: bool = True) -> "GenderNet":
+        """Set the training mode of everything that is not frozen."""
+        super().train(mode)
+        for module in self._frozen.values():
+            module.training = False
+        return self
+
+    def is_frozen(self, name: str) -> bool:
+        """Return whether the value under that name in `state_dict()` never changes."""
+        part, _, _ = name.removeprefix("backbone.").rpartition(".")
+        return name.startswith("backbone.") and part in self._frozen
+
+    def plain_state(self) -> dict[str, torch.Tensor]:
+        """Return the state dict of the plain network with `Linear(F, 1)` as its last layer, on the CPU."""
+        state = self.backbone.state_dict()
+        state |= {f"{self.last}.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+    def load_plain_state(self, state: dict[str, torch.Tensor], source: str) -> None:
+        """Load a state dict as `plain_state` returns it.
+
+        Args:
+            state: State dict of the plain network.
+            source: Name of the state dict in errors.
+
+        Raises:
+            UserError: It is another network's.
+        """
+        if not {f"{self.last}.weight", f"{self.last}.bias"} <= set(state):
+            raise UserError(
+                "wrong-network",
+                f"{source} holds no {self.last}.weight and {self.last}.bias: it is a backbone, not a trained model",
+            )
+        self._load(self.head, state, source, prefix=f"{self.last}.")
+        self._load(self.backbone, state, source)
+
+    def backbone_hash(self) -> str:
+        """Return a hash of the backbone's names and values, equal for equal weights however they were stored."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.backbone.state_dict().items()):
+            if not name.endswith(COUNTER):
+                digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _frozen_parts(self) -> dict[str, nn.Module]:
+        parts = dict(self.backbone.named_modules())
+        if self.trainable in ("head", "all"):
+            return parts if self.trainable == "head" else {}
+        if not self.trainable or not list(parts.get(self.trainable, nn.Identity()).parameters()):
+            known = ", ".join(name for name, part in self.backbone.named_children() if list(part.parameters()))
+            raise UserError(
+                "bad-value",
+                f"model.trainable={self.trainable}: give head, all, or a part of {self.backbone_name} ({known})",
+            )
+        names = list(parts)
+        return {name: parts[name] for name in names[: names.index(self.trainable)]}
+
+    def _load(self, module: nn.Module, state: dict[str, torch.Tensor], source: str, prefix: str = "") -> None:
+        wanted = {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
+        for name, tensor in wanted.items():
+            if name.endswith(COUNTER):  # weights from before torch 0.4.1, such as IMAGENET1K_V1, have none
+                state = {name: tensor, **state}
+            if name not in state:
+                raise UserError(
+                    "wrong-network", f"{source} has no {name}: it is not a state dict of {self.backbone_name}"
+                )
+            if state[name].shape != tensor.shape:
+                raise UserError(
+                    "wrong-network",
+                    f"{source}: {name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}: "
+                    f"it belongs to another network than this {self.backbone_name}",
+                )
+            if not state[name].isfinite().all():
+                raise UserError(
+                    "bad-model", f"{source}: {name} holds values that are not finite; train or download it again"
+                )
+        last = {f"{self.last}.weight", f"{self.last}.bias"}
+        extra = set() if prefix else set(state) - set(wanted) - last
+        if extra:
+            raise UserError("wrong-network", f"{source} holds {min(extra)}, which {self.backbone_name} does not have")
+        module.load_state_dict({name.removeprefix(prefix): state[name] for name in wanted})
+
+
+def _last_linear(network: nn.Module, name: str) -> str:
+    layers = {layer: module for layer, module in network.named_modules() if isinstance(module, nn.Linear)}
+    if not layers:
+        raise UserError("bad-value", f"model.backbone={name} has no linear layer for the head to replace; give another")
+    last = list(layers)[-1]
+    if layers[last].bias is None:
+        raise UserError("bad-value", f"model.backbone={name} ends in a layer without a bias; give another")
+    return last

@@ -1,0 +1,103 @@
+"""State dicts: reading them without running what a file holds, and torchvision's downloads."""
+
+import os
+import pickle
+import socket
+from collections.abc import Mapping
+from http.client import HTTPException
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torchvision.models import WeightsEnum
+
+from gender_cls.errors import UserError
+
+STALL_SECONDS = 20.0  # without a byte, after which a download is given up
+
+
+def read_state_dict(path: str | os.PathLike[str], source: str) -> dict[str, torch.Tensor]:
+    """Read a flat dict of tensors; nothing that the file holds is ever executed.
+
+    Args:
+        path: A file of `torch.save`, or one that ends in .safetensors.
+        source: Name of the file in errors, such as the key=value that gave it.
+
+    Raises:
+        UserError: The file can't be read, or it holds something else.
+    """
+    state = _safetensors(path, source) if Path(path).suffix == ".safetensors" else safe_load(path, source)
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise UserError(
+            "bad-model",
+            f"{source} is no plain state dict of tensors; save one with torch.save(net.state_dict(), ...)",
+        )
+    return dict(state)
+
+
+def safe_load(path: str | os.PathLike[str], source: str) -> object:
+    """Load tensors and plain values by `torch.load`, and nothing else.
+
+    Args:
+        path: A file of `torch.save`.
+        source: Name of the file in errors.
+
+    Raises:
+        UserError: The file can't be read, is damaged, or is a pickle that would run code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            "unsafe-file",
+            f"{source} is not loaded: it is damaged, or a pickle of objects that would run code; "
+            "only tensors and plain values are accepted",
+        ) from error
+    except Exception as error:  # a damaged file makes torch.load raise nearly everything
+        raise UserError("bad-model", f"{source} is damaged, or not a file of torch.save") from error
+
+
+def _safetensors(path: str | os.PathLike[str], source: str) -> dict[str, torch.Tensor]:
+    if not find_spec("safetensors"):
+        raise UserError("missing-package", f'{source} needs the extra `formats`: pip install -e ".[formats]"')
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    except Exception as error:  # of a type of its own
+        raise UserError("bad-model", f"{source} is damaged, or not a safetensors file") from error
+
+
+def _unreadable(source: str, error: OSError) -> UserError:
+    code = "not-found" if isinstance(error, FileNotFoundError) else "unreadable"
+    return UserError(code, f"{source}: {(error.strerror or str(error)).lower()}")
+
+
+def download(entry: WeightsEnum) -> dict[str, torch.Tensor]:
+    """Read the weights of one of torchvision's entries from torch's cache folder, downloading them if needed.
+
+    Raises:
+        UserError: The download fails or gets no byte for `STALL_SECONDS`.
+    """
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(entry.url)
+    if not cached.exists():
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(STALL_SECONDS)  # torch.hub itself waits without end
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(entry.url, str(cached), hash_prefix=cached.stem.rsplit("-", 1)[1])
+        except (OSError, HTTPException, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                "download-failed",
+                f"model.weights={entry.name} can't be downloaded ({reason}); give "
+                f"model.weights=/path/to/state_dict.pth, or put {cached.name} in {cached.parent}, "
+                "or try model=efficientnet_lite0 (the extra `offline`), or experiment=demo, which needs no weights",
+            ) from error
+        finally:
+            socket.setdefaulttimeout(before)
+    return read_state_dict(cached, f"model.weights={entry.name} ({cached})")

@@ -1,0 +1,81 @@
+"""What loggers show beside the curves."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from gender_cls.data.base import FaceDataModule
+from gender_cls.evaluation.plots import image_grid, plot_confusion, to_image
+
+GRID = 16  # training views
+FINAL = ("f1_macro", "f1_female", "f1_male", "accuracy")
+
+
+class ImageLogger(pl.Callback):
+    """Sends training views and plots to each logger that accepts images."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the first training views."""
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, FaceDataModule) and any(map(accepts_images, trainer.loggers)):
+            log_image(trainer, "train/views", image_grid(first_views(data, GRID)))
+
+    def log_metrics(self, trainer: pl.Trainer, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+        """Show the confusion matrix of each split of `evaluate`."""
+        if any(map(accepts_images, trainer.loggers)):
+            for split, values in metrics.items():
+                title = f"{split}: {values['images']} images of {values['identities']} identities"
+                log_image(trainer, f"{split}/confusion", to_image(plot_confusion({title: values})))
+
+    def log_plots(self, trainer: pl.Trainer, plots: Mapping[str, tuple[Image.Image, str]]) -> None:
+        """Show the plots of a report."""
+        for name, (plot, _) in plots.items():
+            log_image(trainer, f"report/{name}", plot)
+
+
+def accepts_images(logger: Any) -> bool:
+    """Return whether `log_image` can send it images."""
+    return isinstance(logger, TensorBoardLogger | WandbLogger | MLFlowLogger)
+
+
+def log_image(trainer: pl.Trainer, name: str, image: Image.Image) -> None:
+    """Send an image to each logger that accepts images."""
+    image = image.convert("RGB")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, np.asarray(image), trainer.global_step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(name, [image])
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_image(logger.run_id, image, f"{name}.png")
+
+
+def log_final(
+    trainer: pl.Trainer, hyper_parameters: dict[str, Any], metrics: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Log hyper-parameters and final metrics to every logger; TensorBoard shows them as a line of HPARAMS."""
+    final = {f"final/{split}_{name}": values[name] for split, values in metrics.items() for name in FINAL}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(hyper_parameters, final)
+        else:
+            logger.log_hyperparams(hyper_parameters)
+            logger.log_metrics(final, trainer.global_step)
+        logger.finalize("success")
+
+
+def first_views(data: FaceDataModule, number: int) -> torch.Tensor:
+    """Return the first training views of epoch 0 as RGB in 0..1 (N, 3, size, size)."""
+    data.sampler.set_epoch(0)
+    keys = [key for key, _ in zip(data.sampler, range(number))]
+    if data.features:
+        keys = [(index, draw % data.cached_views) for index, draw in keys]
+    items = [item for item in map(data.datasets["train"].__getitem__, keys) if item is not None]
+    preprocessing = data.views.preprocessing
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    return (torch.stack([view for view, _, _ in items]) * std + mean).clamp(0, 1)

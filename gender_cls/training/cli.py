@@ -1,0 +1,108 @@
+"""The command line of training: Hydra composes, `run.train` does the work, and an error is one line."""
+
+import io
+import math
+import os
+import re
+import shlex
+import sys
+import traceback
+from importlib.util import find_spec
+from pathlib import Path
+from typing import cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from gender_cls.errors import UserError
+from gender_cls.inference.arguments import command
+from gender_cls.training.config import RENAMED, config_dir
+from gender_cls.training.run import Interrupted, shown_path, train
+from gender_cls.training.sweep import ERROR_FILE
+
+
+@hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
+def main(cfg: DictConfig) -> float:
+    """Run one job and return its objective; a failed job of a sweep is a row of its table and does not end it."""
+    job = HydraConfig.get()
+    run_dir = Path(job.runtime.output_dir)
+    in_sweep = job.mode == RunMode.MULTIRUN
+    with open_dict(cfg):
+        cfg.run_dir = str(run_dir)
+        cfg.sweep_job = job.job.num if in_sweep else None
+    error_file = run_dir / ERROR_FILE
+    error_file.unlink(missing_ok=True)  # of an earlier sweep in the same folder
+    try:
+        return float(train(cfg)["objective"]["value"])
+    except Interrupted as stop:
+        say_how_to_resume(stop, list(job.overrides.task))
+        sys.exit("stopped")
+    except KeyboardInterrupt:
+        sys.exit("stopped")
+    except Exception as error:
+        mendable = user_error(error)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" and not in_sweep:
+            raise
+        if mendable is None:  # a bug: it is shown whole, and a sweep goes on
+            traceback.print_exc()
+        if not in_sweep:
+            raise SystemExit(1 if mendable is None else f"error: {mendable}") from mendable
+        line = " ".join(str(mendable or f"{type(error).__name__}: {error}").split())
+        error_file.write_text(line + "\n", encoding="utf-8", errors="backslashreplace")
+        print(f"this job failed: {line}", file=sys.stderr)
+        return math.nan
+
+
+def run() -> None:
+    """Run the command line (the console script)."""
+    for stream in (sys.stdout, sys.stderr):
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")  # names that are not UTF-8 end no run
+    try:
+        check_overrides(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    main()
+
+
+def check_overrides(overrides: list[str]) -> None:
+    """Refuse options of earlier versions, and a search whose package is missing, before Hydra does in its own words.
+
+    Raises:
+        UserError: The way out.
+    """
+    for override in overrides:
+        plain = override.lstrip("+~")
+        key = plain.partition("=")[0]
+        for old, new in RENAMED.items():
+            if plain == old or key == old or (key.startswith(f"{old}.") and old == "degrade"):
+                raise UserError("renamed", f"{override}: {old} has become {new}")
+        if key == "model.scheduler" and not plain.endswith("=null"):
+            raise UserError("renamed", f"{override}: choose by model/scheduler=cosine, plateau, one_cycle or none")
+        if plain == "hparams_search=optuna" and not find_spec("hydra_plugins.hydra_optuna_sweeper"):
+            raise UserError("missing-package", f'{override} needs the extra `optuna`: pip install -e ".[optuna]"')
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """Return the error that the user can mend, below what Hydra and OmegaConf put around it; None if there is none."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, UserError):
+        seen = seen.__cause__ or (seen.__context__ if isinstance(seen, OmegaConfBaseException) else None)
+    return seen
+
+
+def say_how_to_resume(stop: Interrupted, overrides: list[str]) -> None:
+    """Print where training stopped, and the command that goes on from the last whole epoch."""
+    if not stop.ckpt_path:
+        print(f"\nstopped {stop}; no checkpoint is saved yet to resume from")
+        return
+    kept = [override for override in overrides if not override.startswith(("ckpt_path=", "hydra.run.dir="))]
+    again = shlex.join([*command("train").split(), *kept, f"ckpt_path={_quoted(shown_path(stop.ckpt_path))}"])
+    print(f"\nstopped {stop}; to resume from the last whole epoch:\n{again}")
+
+
+def _quoted(value: str) -> str:
+    """The value in Hydra's quotes, where its grammar needs them."""
+    return value if re.fullmatch(r"[\w./:-]+", value) else "'" + value.replace("'", "\\'") + "'"

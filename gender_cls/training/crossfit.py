@@ -1,0 +1,229 @@
+"""Logits of identities that the head was not trained on, which calibration is fitted on."""
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from gender_cls.data.base import FaceDataModule
+from gender_cls.data.identities import fold_identities, sample_identities
+from gender_cls.data.sampler import DrawSampler
+from gender_cls.data.sources import Face
+from gender_cls.errors import UserError
+from gender_cls.evaluation import calibration
+from gender_cls.evaluation.robustness import logits_of
+from gender_cls.labels import CLASSES
+from gender_cls.models.network import GenderNet
+from gender_cls.training.module import GenderModule
+from gender_cls.training.schedules import make_optimizer
+from gender_cls.transforms.corruptions import CORRUPTIONS
+from gender_cls.transforms.views import CLEAN, CONDITIONS, MID_SEVERITY, EvaluationViews, derive_seed
+
+FOLDS = 5
+MAX_IMAGES = 20_000  # two numbers are fitted on them
+
+
+class HeldOut:
+    """Images, clean and under one corruption each, of identities that a head was not trained on.
+
+    With stored features these are training images: the logit of each comes from a head that is trained without the
+    identities of its fold, for as many steps as the final one, so that the logits have the same scale. Without, the
+    final head predicts dev.
+
+    Args:
+        data: The data module.
+        network: The network that is trained.
+
+    Attributes:
+        faces: N faces.
+        labels: Labels (N), 0 or 1.
+        split: train or dev.
+        folds: Fold (N) of each image; of many images there are fewer than `FOLDS`, since a part is enough.
+
+    Raises:
+        UserError: There are too few identities.
+    """
+
+    def __init__(self, data: FaceDataModule, network: GenderNet) -> None:
+        self.data, self.network = data, network
+        self.split = "train" if data.caches(network) else "dev"
+        everything = data.faces.splits.get(self.split, [])
+        if not everything:
+            raise UserError(
+                "conflict",
+                "calibration is fitted on identities that the head is not trained on, and there are none: "
+                "give data.holdout=0.1, or cached_views=8 with a frozen backbone, or calibration=none",
+            )
+        self.faces = faces = sample_identities(everything, MAX_IMAGES, "calibration")
+        number = min(_fewest_identities(faces, self.split), math.ceil(FOLDS * len(faces) / len(everything)))
+        self.folds = np.array(fold_identities(faces, number, seed=0))
+
+    def find(self) -> None:
+        """Compute the features of their views, clean and corrupted, after the training of what makes the features.
+
+        Raises:
+            UserError: Hardly an image can be read any more.
+        """
+        data, faces = self.data, self.faces
+        images = {face.digest.encode(): face.path for face in faces}
+        corrupted = {digest: _condition(digest.decode()) for digest in images}
+        wanted = {digest: (CLEAN, condition) for digest, condition in corrupted.items()}
+        self.store = data.extractor(self.network).compute(
+            EvaluationViews(data.views.preprocessing), images, wanted, data.num_workers
+        )
+        digests = np.array([face.digest.encode() for face in faces])
+        conditions = np.array([corrupted[digest] for digest in digests.tolist()])
+        places = np.stack([self.store.find(digests, CLEAN), np.full(len(faces), -1)])
+        for condition in set(conditions.tolist()):
+            places[1, conditions == condition] = self.store.find(digests[conditions == condition], condition)
+        there = np.all(places >= 0, axis=0)
+        self.places, self.folds = places[:, there], self.folds[there]
+        self.faces = [face for face, it in zip(faces, there) if it]
+        self.labels = np.array([face.label for face in self.faces], dtype=int)
+        if len(set(self.labels.tolist())) < len(CLASSES):
+            raise UserError("not-found", f"hardly an image of {self.split} can be read any more; are the files there?")
+
+    def logits(self, module: GenderModule) -> torch.Tensor:
+        """Return logits (2, N), clean and corrupted, after `find`.
+
+        Args:
+            module: The module with the final head, whose loss, optimizer and steps the heads of the folds share.
+
+        Raises:
+            UserError: A head's values are no longer finite.
+        """
+        if self.split == "dev":
+            head = deepcopy(module.network.head).cpu()
+            return torch.stack([logits_of(head, self.store, row) for row in self.places])
+        found = torch.empty(self.places.shape)
+        number = int(self.folds.max()) + 1
+        total = number * sum(steps for steps, _ in module.steps)
+        wait = 0.1 if sys.stderr.isatty() else 30  # a line now and then in a log
+        with tqdm(total=total, desc="calibration", unit="step", mininterval=wait, delay=wait, leave=False) as bar:
+            for fold in range(number):
+                chosen = self.folds == fold
+                left_out = {face.identity for face, it in zip(self.faces, chosen) if it}
+                kept = np.array([face.identity not in left_out for face in self.data.faces.splits["train"]])
+                seed = derive_seed("fold", self.data.sampler.seed, fold)
+                with torch.random.fork_rng(devices=[]):
+                    torch.default_generator.manual_seed(seed)
+                    head = nn.Linear(module.network.head.in_features, 1)
+                train_head(head, self.data, self.data.make_sampler(kept, seed), module, bar)
+                for row, places in zip(found, self.places):
+                    row[chosen] = logits_of(head, self.store, places[chosen])
+        if not found.isfinite().all():
+            raise UserError(
+                "diverged",
+                "heads of the calibration diverged; lower model.optimizer.lr, or resume from the run's last.ckpt "
+                "with calibration=none",
+            )
+        return found
+
+
+def train_head(head: nn.Linear, data: FaceDataModule, sampler: DrawSampler, module: GenderModule, bar: Any) -> None:
+    """Train a head on stored features as Lightning trained that of the module, with the learning rates of its steps."""
+    optimizer = make_optimizer(module.hparams["optimizer"], head.parameters())
+    batches = _batches(data, sampler)
+    for steps, values in module.steps:
+        optimizer.param_groups[0].update(values)
+        for features, labels in islice(batches, steps):
+            optimizer.zero_grad()
+            loss = module.loss(head(features).squeeze(1), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            bar.update()
+
+
+def _batches(data: FaceDataModule, sampler: DrawSampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Features (N, F) and labels (N), epoch by epoch, as long as there are any."""
+    for epoch in count():
+        empty = True
+        sampler.set_epoch(epoch)
+        draws = iter(sampler)
+        while keys := list(islice(draws, data.batch_size)):
+            features, labels, _ = data.features["train"].__getitems__(keys)
+            if len(labels):
+                empty = False
+                yield features, labels
+        if empty:
+            return
+
+
+def calibrate(held_out: HeldOut, module: GenderModule, prior: float | str) -> dict[str, Any]:
+    """Fit slope and bias, and fold them into the head of a module.
+
+    Args:
+        held_out: What they are fitted on.
+        module: The module, after its training.
+        prior: Male prevalence to predict for, in (0, 1), or `train`: that of the training images.
+
+    Returns:
+        Prior, slope and bias; whether the fit found nothing in the logits (`blind`); what they were fitted on; and,
+        clean and corrupted, the calibration metrics there of the uncalibrated logits, moved by the prior's log-odds,
+        and of the calibrated ones.
+
+    Raises:
+        UserError: A head's values are no longer finite, or hardly an image can be read any more.
+    """
+    counts = held_out.data.class_counts
+    share = counts[1] / sum(counts) if prior == "train" else float(prior)
+    held_out.find()
+    logits = held_out.logits(module)
+    slope, bias = calibration.fit(logits, held_out.labels)
+    bias += calibration.log_odds(share)
+    calibration.fold(module.network.head, slope, bias)
+    facts = {"prior": share, "slope": slope, "bias": bias, "split": held_out.split}
+    identities = {face.identity for face in held_out.faces}
+    fitted_on = {"images": len(held_out.faces), "identities": len(identities), "blind": calibration.is_blind(facts)}
+    return {**facts, **fitted_on} | {
+        name: {
+            "uncalibrated": calibration.calibration_metrics(
+                row + calibration.log_odds(share), held_out.labels, share
+            ),
+            "calibrated": calibration.calibration_metrics(slope * row + bias, held_out.labels, share),
+        }
+        for name, row in zip(("clean", "corrupted"), logits)
+    }
+
+
+@contextmanager
+def one_thread(wanted: bool) -> Iterator[None]:
+    """Give torch one thread, if wanted: a batch of features is too little to share."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if wanted else threads)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fewest_identities(faces: Sequence[Face], split: str) -> int:
+    """Number of identities of the class that has the fewest.
+
+    Raises:
+        UserError: They are too few for folds or, of dev, none.
+    """
+    numbers = [len({face.identity for face in faces if face.label == label}) for label in range(len(CLASSES))]
+    needed = 2 if split == "train" else 1
+    if min(numbers) < needed:
+        label = CLASSES[numbers.index(min(numbers))]
+        raise UserError(
+            "too-few-identities",
+            f"calibration needs {needed} {label} identities in {split} or more, and there are {min(numbers)}; "
+            "give calibration=none",
+        )
+    return min(numbers)
+
+
+def _condition(digest: str) -> int:
+    """Condition that an image is corrupted in: of middle severity, of a kind that its content decides."""
+    kinds = list(CORRUPTIONS)
+    return CONDITIONS.index((kinds[derive_seed("calibration", digest) % len(kinds)], MID_SEVERITY))

@@ -1,0 +1,70 @@
+"""The scripts that give the README's figures run; what they measure is not judged here."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def run(name: str, *arguments: str) -> str:
+    command = [sys.executable, ROOT / "benchmarks" / name, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_training(drawn: Path, backbone_file: Path) -> None:
+    said = run("training.py", str(drawn), "--weights", str(backbone_file))
+    assert re.search(r"plain loop \(2 epochs, scaled\) +[\d.]+ +1\.0 +\d+", said)
+    assert re.search(r"torch, cold +[\d.]+ +[\d.]+ +\d+ +0\.\d+", said)
+    assert re.search(r"torch, warm +[\d.]+ +[\d.]+ +\d+ +0\.\d+", said)
+    assert re.search(r"experiment=finetune +[\d.]+ +[\d.]+ +\d+$", said, re.MULTILINE)
+
+
+def test_extraction() -> None:
+    said = run("extraction.py", "--seconds", "0.1", "--batch", "4")
+    assert len(re.findall(r"[\d.]+ views/s", said)) >= 5
+
+
+def test_million(tmp_path: Path) -> None:
+    said = run("million.py", "--dir", str(tmp_path), "--images", "3000")
+    assert re.search(r"3000 images, +0\.03 GB stored", said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_degrade() -> None:
+    assert len(re.findall(r"\d+ images/s", run("degrade.py", "--seconds", "0.01"))) == 8
+
+
+def test_cross_validation(drawn: Path, backbone_file: Path) -> None:
+    said = run("cross_validation.py", str(drawn), "--weights", str(backbone_file), "--only", "10 epochs")
+    assert re.search(r"10 epochs( +[01]\.\d{3}){7}", said)
+
+
+def test_calibration(drawn: Path, backbone_file: Path) -> None:
+    said = run("calibration.py", str(drawn), "--weights", str(backbone_file), "--epochs", "1", "--seeds", "0")
+    assert re.search(
+        r"train out of fold, calibrated, corrupted( +-?[\d.]+( \(-?[\d.]+ to -?[\d.]+\)| to -?[\d.]+)){7}", said
+    )
+
+
+def test_results(drawn: Path, backbone_file: Path) -> None:
+    arguments = ("trainer.max_epochs=1", f"model.weights={backbone_file}", "data.size=32", "--seeds", "0")
+    said = run("results.py", str(drawn), "experiment=robust", *arguments)
+    assert re.search(r"^clean( +[01]\.\d{3}){5}", said, re.MULTILINE)
+    assert re.search(r"^corrupted( +[01]\.\d{3}){8} +-?[01]\.\d{3}$", said, re.MULTILINE)
+
+
+def test_predict(drawn: Path) -> None:
+    said = run("predict.py", str(drawn), "--images", "6", "--times", "1")
+    for name in ("plain loop: fp32, batches of 32", "torch", "ONNX Runtime", "OpenVINO, the extra fast"):
+        assert re.search(rf"^{name} +[\d.]+ +[\d.]+ +[\d.]+ +\d+$", said, re.MULTILINE)
+    assert re.search(r"by ONNX Runtime [\d.]+ s, [\d.]+ times that", said)
+
+
+def test_robust(drawn: Path, backbone_file: Path) -> None:
+    said = run("robust.py", str(drawn), "--weights", str(backbone_file), "--epochs", "1", "--seeds", "0")
+    assert re.search(r"mean over corruptions( +-?[01]\.\d{3}){11}", said)

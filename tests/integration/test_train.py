@@ -1,0 +1,316 @@
+"""train.py as it is used: what a run leaves and says, that it repeats, resumes and sweeps."""
+
+import csv
+import json
+import math
+import re
+import shlex
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from conftest import ROOT, Run, script
+from hydra import compose, initialize_config_dir
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torchvision.models import resnet18
+
+from gender_cls.training import module
+from gender_cls.data.validation import check
+from gender_cls.data.datamodule import DrawSampler
+from gender_cls.transforms.decode import load_rgb
+from gender_cls.data.sources import folder
+from gender_cls.transforms.preprocessing import Preprocessing
+from gender_cls.transforms.views import TrainingViews
+
+PATTERN = r"^(.+)_\d{4}$"
+
+
+def head(run: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(run / "Binary_Classification_model.pth", weights_only=True)
+    return {name: state[name] for name in ("fc.weight", "fc.bias")}
+
+
+def same(one: Path, other: Path) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(head(one).values(), head(other).values()))
+
+
+def test_a_run_leaves_everything(trained: Path) -> None:
+    left = {path.name for path in trained.iterdir() if not path.name.startswith("events")}
+    assert left >= {"metrics.json", "last.ckpt", "Binary_Classification_model.pth", "Binary_Classification_model.json"}
+    assert (trained / ".hydra" / "config.yaml").exists()
+    assert not list(trained.glob("*.part"))
+    assert (trained / "last.ckpt").stat().st_size < 1e5  # the frozen backbone is not in it
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["objective"] == {"name": "dev/f1_macro", "value": metrics["dev"]["f1_macro"]}
+    assert metrics["val"]["images"] == 28
+    low, high = metrics["val"]["f1_macro_ci95"]
+    assert 0 <= low <= metrics["val"]["f1_macro"] <= high <= 1
+    facts = json.loads((trained / "Binary_Classification_model.json").read_text())
+    assert facts["classes"] == ["female", "male"]
+    assert facts["preprocessing"]["size"] == 32
+    assert re.fullmatch("[0-9a-f]{16}", facts["weights"]["hash"])
+    assert facts["data"]["fingerprint"] == metrics["data"]["fingerprint"]
+    assert torch.__version__.startswith(facts["versions"]["torch"])
+
+
+def test_a_run_says_what_a_person_wants_to_know(trained: Path) -> None:
+    said = (trained.parent.parent / "stdout.txt").read_text()
+    assert "female = 0, male = 1" in said
+    assert re.search(r"val +female +12 ", said)
+    assert re.search(r"macro-F1 [\d.]+, 95 % interval [\d.]+ to [\d.]+ \(2000 bootstrap draws of \d+ people\)", said)
+    assert "python predict.py model=" in said
+    warned = (trained.parent.parent / "stderr.txt").read_text()
+    assert warned == ""
+    assert "train/loss_step=" in said  # the progress bar
+    assert "val/f1_macro=" in said
+
+
+def test_tensorboard_has_every_figure(trained: Path) -> None:
+    events = EventAccumulator(str(trained), size_guidance={"images": 0}).Reload()
+    scalars = set(events.Tags()["scalars"])
+    for split in ("dev", "val"):
+        assert scalars >= {f"{split}/{n}" for n in ("loss", "f1_macro", "f1_female", "f1_male", "accuracy")}
+        assert scalars >= {f"{split}/{n}_{c}" for n in ("precision", "recall") for c in ("female", "male")}
+        assert f"final/{split}_f1_macro" in scalars
+    assert scalars >= {"train/loss", "train/loss_step", "lr-Adam"}
+    assert len(events.Scalars("val/f1_macro")) == 2  # one an epoch
+    assert set(events.Tags()["images"]) == {"train/views", "dev/confusion", "val/confusion"}
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_same_seed_same_head_whatever_the_workers(views: int, train: Run) -> None:
+    arguments = ("trainer.max_epochs=2", "data.holdout=0", f"views={views}")
+    runs = [train(*arguments, f"data.num_workers={n}", f"features.dir=store{n}", name=str(n)) for n in (0, 1, 2)]
+    assert same(runs[0], runs[1])
+    assert same(runs[0], runs[2])
+    assert not same(runs[0], train(*arguments, "seed=1", name="seed"))
+
+
+AVERAGE = "+callbacks.average={_target_: gender_cls.training.ema.WeightAverage, decay: 0.9}"
+COSINE = "model.scheduler={_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 3}"
+ONE_CYCLE = "model.scheduler={_target_: torch.optim.lr_scheduler.OneCycleLR, _partial_: true, pct_start: 0.3}"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["views=0", COSINE],
+        ["views=4", COSINE],
+        pytest.param(["model.trainable=layer4", ONE_CYCLE, AVERAGE, "model.backbone_lr=1e-3"], marks=pytest.mark.slow),
+    ],
+)
+def test_interrupted_in_an_epoch_and_resumed_is_uninterrupted(
+    how: list[str], train: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("trainer.max_epochs=3", "data.holdout=0.2", "model.optimizer.lr=0.01", "data.num_workers=1", *how)
+    whole = train(*arguments, name="whole")
+    step = module.GenderModule.training_step
+
+    def interrupt(self: module.GenderModule, batch: module.Batch, batch_idx: int) -> torch.Tensor:
+        if (self.current_epoch, batch_idx) == (1, 3):
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.GenderModule, "training_step", interrupt)
+        with pytest.raises(SystemExit):
+            train(*arguments, name="cut")
+    said = capsys.readouterr().out
+    command = next(line for line in said.splitlines() if line.startswith("python train.py"))
+    last = shlex.split(command)[-1].removeprefix("ckpt_path=")
+    assert last == "runs/cut/last.ckpt"
+    assert not (Path("runs/cut") / "Binary_Classification_model.pth").exists()
+    resumed = train(*arguments, f"ckpt_path={last}", name="resumed")
+    states = [torch.load(run / "Binary_Classification_model.pth", weights_only=True) for run in (whole, resumed)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_interrupted_in_the_first_epoch_says_that_nothing_is_left(
+    train: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.GenderModule, "training_step", interrupt)
+    with pytest.raises(SystemExit):
+        train()
+    assert "stopped in epoch 1; no checkpoint is saved yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", [("views=0",), ("views=20", "features.precision=fp32", "features.dtype=float32")])
+def test_a_plain_loop_finds_the_same_head(how: tuple[str, ...], train: Run, drawn: Path, backbone_file: Path) -> None:
+    """The recipe as people write it, on the project's order and views, computed online or stored."""
+    epochs = 3
+    run = train(
+        "experiment=seed", f"data.root={drawn}", f"model.weights={backbone_file}", f"trainer.max_epochs={epochs}",
+        "model.optimizer.lr=0.003", *how,
+    )  # fmt: skip
+    faces = check(folder(drawn), PATTERN).splits["train"]
+    labels = torch.tensor([float(face.label) for face in faces])
+    counts = torch.bincount(labels.long())
+    preprocessing = Preprocessing(size=32)
+    views_of = TrainingViews(preprocessing, 0.5, (0.2, 0.2, 0.2), 3)
+
+    torch.manual_seed(0)
+    net = resnet18(weights=None)
+    net.load_state_dict(torch.load(backbone_file, weights_only=True))
+    net.requires_grad_(False).eval()
+    net.fc = nn.Linear(512, 1)
+    loss_of = nn.BCEWithLogitsLoss(pos_weight=len(faces) / (2 * counts[1]))
+    optimizer = torch.optim.Adam(net.fc.parameters(), lr=0.003)
+    most = 0
+    order = DrawSampler([1 / counts[face.label].item() for face in faces], seed=0)
+    for epoch in range(epochs):
+        order.set_epoch(epoch)
+        keys = list(order)
+        most = max(most, 1 + max(draw for _, draw in keys))
+        for first in range(0, len(keys), 8):
+            batch = keys[first : first + 8]
+            views = [views_of(load_rgb(faces[i].path), faces[i].digest, [draw]) for i, draw in batch]
+            loss = loss_of(net(preprocessing.normalize(torch.cat(views))).squeeze(1), labels[[i for i, _ in batch]])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert most <= 20  # as many views as are stored, at most
+    for name, value in head(run).items():
+        assert torch.allclose(net.state_dict()[name], value, rtol=0, atol=1e-5 if "views=0" in how else 1e-4)
+
+
+def test_the_backbone_is_bit_equal_after_a_fit(
+    train: Run, backbone_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BatchNorm statistics included, also when someone calls train() in the middle of it."""
+    step = module.GenderModule.training_step
+
+    def meddle(self: module.GenderModule, batch: module.Batch, batch_idx: int) -> torch.Tensor:
+        self.train()
+        self.network.backbone.requires_grad_(True)  # not even so: the features are computed without a gradient
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(module.GenderModule, "training_step", meddle)
+    run = train(f"model.weights={backbone_file}", "trainer.max_epochs=2", "views=0")
+    before = torch.load(backbone_file, weights_only=True)
+    after = torch.load(run / "Binary_Classification_model.pth", weights_only=True)
+    assert set(before) == set(after)
+    for name, tensor in after.items():
+        if not name.startswith("fc."):
+            assert torch.equal(tensor, before[name].to(tensor.dtype)), name
+
+
+class Returned(Callback):
+    """Keeps what each job returned to Hydra."""
+
+    values: ClassVar[list[object]] = []
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
+        self.values.append(job_return.return_value)
+
+
+@pytest.mark.parametrize(("holdout", "split"), [(0.2, "dev"), (0, "val")])
+def test_hydra_gets_the_score_of_dev_or_without_it_of_val(holdout: float, split: str, train: Run) -> None:
+    probe = "+hydra.callbacks.probe._target_=test_train.Returned"
+    run = train("trainer.max_epochs=1", f"data.holdout={holdout}", probe)
+    assert Returned.values[-1] == json.loads((run / "metrics.json").read_text())[split]["f1_macro"]
+
+
+def test_a_sweep_ends_with_one_table(train: Run, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("trainer.max_epochs=2", "data.holdout=0.2", "features.dir=store", "hydra.sweep.dir=sweep")
+    with pytest.raises(SystemExit, match="1 of 3 jobs failed"):
+        train("-m", "model.optimizer.lr=1e-3,oops,1e-1", *arguments)
+    with open("sweep/sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    assert float(rows[0]["score"]) >= float(rows[1]["score"])
+    assert {row["ranked by"] for row in rows[:2]} == {"dev/f1_macro"}
+    assert "model.optimizer.lr=oops" in rows[2]["overrides"]
+    assert rows[2]["error"]
+    assert rows[2]["score"] == ""
+    said = capsys.readouterr().out
+    assert said.count("data fingerprint") == 1
+    assert "sweep/sweep.csv" in said
+    assert not list(Path("sweep").glob("*.part*"))
+    assert said.count("computing ") == 2  # training and evaluation views; the other jobs read what the first has stored
+    left = {path.name for path in Path("sweep/0").iterdir() if not path.name.startswith("events")}
+    assert left <= {"metrics.json", "train.log", "hparams.yaml", ".hydra"}
+    assert sum(path.stat().st_size for path in Path("sweep/0").rglob("*")) < 1e6
+    again = shlex.split(next(line for line in said.splitlines() if line.startswith("python train.py")))
+    best = train(*again[2:], name="best")  # what the table says can be had again, with a model
+    assert json.loads((best / "metrics.json").read_text())["dev"]["f1_macro"] == float(rows[0]["score"])
+    assert (best / "Binary_Classification_model.pth").exists()
+
+
+def test_rows_of_a_sweep_are_written_as_jobs_end(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = module.GenderModule.training_step
+
+    def interrupt(self: module.GenderModule, batch: module.Batch, batch_idx: int) -> torch.Tensor:
+        if Path("sweep/sweep.csv").exists():
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(module.GenderModule, "training_step", interrupt)
+    with pytest.raises(SystemExit):
+        train("-m", "seed=1,2", "trainer.max_epochs=1", "hydra.sweep.dir=sweep")
+    with open("sweep/sweep.csv", newline="") as file:
+        assert [row["job"] for row in csv.DictReader(file)] == ["0"]
+
+
+def config_files() -> list[Any]:
+    files = sorted((ROOT / "conf").glob("*/*.yaml"))
+    files = [file for file in files if file.parent.name != "experiment_model"]  # chosen by two others, see below
+    choices = [f"{file.parent.name}={file.stem}" for file in files if not file.stem.startswith("_")]
+    reported = ("experiment=finetune", "experiment=robust")  # the full report takes its time
+    return [pytest.param(choice, marks=[pytest.mark.slow] if choice in reported else []) for choice in choices]
+
+
+@pytest.mark.parametrize("choice", config_files())
+def test_every_config_composes_and_runs(choice: str, train: Run, drawn: Path, in_tmp: Path) -> None:
+    arguments = [choice, "trainer.max_epochs=1"]
+    if choice == "data=manifest":
+        lines = [f"{path},{path.parent.name}" for path in sorted(drawn.glob("*/*/*.jpg"))]
+        Path("faces.csv").write_text("\n".join(["path,label", *lines]))
+        arguments.append("data.csv=faces.csv")
+    if choice in ("data=demo", "experiment=demo"):
+        arguments += ["data.root=drawings", "data.train=[10,20]", "data.val=[4,6]", "data.side=48"]
+    run = train(*arguments)
+    assert not math.isnan(json.loads((run / "metrics.json").read_text())["val"]["f1_macro"])
+
+
+def test_an_experiment_may_do_otherwise_with_one_model() -> None:
+    arguments = ["experiment=robust", "model=efficientnet_lite0"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        configs = [compose("train", some) for some in (arguments[:1], arguments, [*arguments, "model.optimizer.lr=1"])]
+    assert [cfg.model.optimizer.lr for cfg in configs] == [1e-2, 2e-3, 1]
+
+
+def test_the_seed_experiment_is_the_recipe() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", ["experiment=seed"])
+    assert cfg.data.source["_target_"] == "gender_cls.data.sources.folder"
+    assert (cfg.data.root, cfg.data.holdout, cfg.data.batch_size, cfg.data.size) == ("Task_A_Dataset", 0, 32, 224)
+    assert cfg.data.augment == {"scale": None, "size": None, "flip": 0.5, "jitter": [0.2, 0.2, 0.2], "blur": 3}
+    assert cfg.data.balanced_sampler
+    assert (cfg.model.backbone, cfg.model.trainable, cfg.model.label_smoothing) == ("resnet18", "head", 0)
+    assert (cfg.model.weights, cfg.model.class_weight, cfg.model.scheduler) == ("IMAGENET1K_V1", True, None)
+    assert cfg.model.optimizer == {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 1e-4}
+    assert (cfg.trainer.max_epochs, cfg.views) == (30, 30)
+
+
+def test_an_experiment_wins_over_defaults_and_the_command_line_over_it() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert compose("train", ["experiment=demo"]).trainer.max_epochs == 8
+        assert compose("train", ["experiment=demo", "trainer.max_epochs=3"]).trainer.max_epochs == 3
+
+
+def test_help_answers_a_newcomer(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        script("train.py", "--help")
+    said = capsys.readouterr().out
+    assert "experiment=demo" in said
+    assert """'data.root="my photos (1)"'""" in said  # how to quote
+    assert "experiment: demo, finetune, robust, seed" in said
