@@ -1,129 +1,110 @@
-"""How far off the probabilities of an experiment are, raw and calibrated: three seeds, val and train out of fold.
+"""Calibration of an experiment before and after Platt scaling: three seeds, on val and on train out of fold.
 
-Each cell is the mean of the seeds, with the lowest and the highest. Classes are weighted to a share of men of 0.5;
-corrupted is the mean over the seven corruptions at severity 3 and, of slope and intercept, the lowest and highest of
-any. Out of fold, each head is asked about people of train whom it was trained without. The two numbers of the
-calibration are fitted on these people, clean and in one corruption each.
+Each cell is the mean over seeds, with the lowest and the highest. Classes are weighted to a prior of 0.5. Corrupted is
+the mean over corruptions at severity 3 and, for slope and intercept, the lowest and highest of any. Out of fold, each
+head predicts identities of train that it was not trained on. Slope and bias of the calibration are fitted on these
+identities, clean and with one corruption each. The backbone of the experiment must be frozen.
 
     python benchmarks/calibration.py data/facecom --weights resnet18.pth
 """
 
 import argparse
-import math
-import sys
+import io
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-from robust import PROJECT, SEEDS, predictions_of
-from robust import train as run_train
+from omegaconf import DictConfig
+from robust import SEEDS, compose
 
-from gender_cls.files import cache_folder
-from gender_cls.evaluation.calibration import figures
-from gender_cls.features.extractor import Extractor
-from gender_cls.training.crossfit import HeldOut
+from gender_cls.evaluation.calibration import calibration_metrics
 from gender_cls.evaluation.metrics import auroc
-from gender_cls.training.module import GenderModule
-from gender_cls.models.network import GenderNet
-from gender_cls.inference.predictor import Predictor
+from gender_cls.evaluation.robustness import predict_conditions
 from gender_cls.evaluation.tables import table
+from gender_cls.training import run as training
+from gender_cls.training.crossfit import HeldOut, calibrate, one_thread
 from gender_cls.transforms.views import REPORTED, EvaluationViews
 
-sys.path.insert(0, str(PROJECT))
-from train import make_data
-
-COLUMNS = {"error": "error", "ece_debiased": "debiased", "slope": "slope", "intercept": "intercept"}
+COLUMNS = {"ece": "ECE", "ece_debiased": "debiased ECE", "slope": "slope", "intercept": "intercept"}
 COLUMNS |= {"brier": "Brier", "nll": "NLL", "auroc": "AUROC"}
-Asked = tuple[torch.Tensor, np.ndarray]  # logits (8, N) in each of ASKED, labels (N)
+PRIOR = 0.5
 
 
-def of_a_run(folder: Path, model: Path) -> dict[str, Asked]:
-    """What the model of a run says of val, and its raw head's equals of train out of fold."""
-    cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
-    data = make_data(cfg, instantiate(cfg.data.source))
-    predictions = predictions_of(model, 0.0, data.faces.splits["val"])
-    network = GenderNet(cfg.model.weights, cfg.model.backbone)
-    extractor = Extractor(network, cache_folder())
-    data.compute_features(extractor, cfg.views)
-    optimizer, scheduler = instantiate(cfg.model.optimizer), instantiate(cfg.model.scheduler)
-    module = GenderModule(
-        network, optimizer, scheduler, class_counts=data.class_counts, class_weight=cfg.model.class_weight
-    )
-    held_out = HeldOut(data, extractor)
-    held_out.find()
+def run_logits(cfg: DictConfig) -> tuple[dict[str, tuple[torch.Tensor, np.ndarray]], float, float]:
+    """Train, and return logits (8, N) in the conditions of `REPORTED` and labels (N) by set, and slope and bias."""
+    run = training.compose_run(training.prepare(cfg))
+    data, network = run.data, run.module.network
+    held_out = HeldOut(data, network)
+    training.fit(run)
+    with one_thread(True):
+        facts = calibrate(held_out, run.module, PRIOR)
+    slope, bias = facts["slope"], facts["bias"]
     images = {face.digest.encode(): face.path for face in held_out.faces}
     wanted = dict.fromkeys(images, tuple(REPORTED.values()))
-    store = held_out.store = extractor.compute(
-        EvaluationViews(data.views.preprocessing), images, wanted, data.num_workers
-    )
+    views, extractor = EvaluationViews(data.views.preprocessing), data.extractor(network)
+    held_out.store = extractor.compute(views, images, wanted, data.num_workers)
     digests = np.array([face.digest.encode() for face in held_out.faces])
-    held_out.places = np.stack([store.find(digests, condition) for condition in REPORTED.values()])
-    steps = cfg.trainer.max_epochs * math.ceil(len(data.faces.splits["train"]) / cfg.data.batch_size)
-    asked = held_out.logits(module, steps)
-    return {"val": (predictions.logits[list(REPORTED.values())], predictions.labels), "train": (asked, held_out.labels)}
+    held_out.places = np.stack([held_out.store.find(digests, condition) for condition in REPORTED.values()])
+    with one_thread(True):
+        train = held_out.logits(run.module)  # the heads of the folds again, for all conditions
+    found = predict_conditions(network, views.preprocessing, data.faces.splits["val"], extractor, data.num_workers)
+    val = found.logits[list(REPORTED.values())]
+    sets = {
+        "val, uncalibrated": ((val.double() - bias) / slope, found.labels),
+        "val, calibrated": (val, found.labels),
+        "train out of fold, uncalibrated": (train, held_out.labels),
+        "train out of fold, calibrated": (slope * train + bias, held_out.labels),
+    }
+    return sets, slope, bias
 
 
-def rows(logits: torch.Tensor, labels: np.ndarray) -> np.ndarray:
-    """Figures in each of ASKED, (8, len(COLUMNS))."""
-    every = []
+def measure(logits: torch.Tensor, labels: np.ndarray) -> list[list[float | None]]:
+    """Return the metrics of `COLUMNS` in each condition, of logits (8, N) and labels (N)."""
+    rows = []
     for row in logits:
-        found = figures(row, labels, 0.5) | {"auroc": auroc(row.double().sigmoid(), torch.from_numpy(labels))}
-        every.append([found[name] for name in COLUMNS])
-    return np.array(every, dtype=float)
+        area = auroc(row.double().sigmoid(), torch.from_numpy(labels))
+        rows.append([(calibration_metrics(row, labels, PRIOR) | {"auroc": area})[name] for name in COLUMNS])
+    return rows
 
 
-def cells(name: str, found: np.ndarray) -> list[str]:
-    """A line of the table, of figures (seeds, conditions, len(COLUMNS)) in the clean or the corrupted conditions."""
-    of_seeds = found.mean(1)
-    line = [f"{m:.3f} ({a:.3f} to {b:.3f})" for m, a, b in zip(of_seeds.mean(0), of_seeds.min(0), of_seeds.max(0))]
-    if found.shape[1] > 1:  # a mean would be good where some are too high and some too low
-        for place in (list(COLUMNS).index("slope"), list(COLUMNS).index("intercept")):
-            line[place] = f"{found[..., place].min():.3f} to {found[..., place].max():.3f}"
+def cells(name: str, metrics: np.ndarray) -> list[str]:
+    """Return a row of the table, of metrics (seeds, conditions, len(COLUMNS))."""
+    means = metrics.mean(1)
+    line = [f"{m:.3f} ({a:.3f} to {b:.3f})" for m, a, b in zip(means.mean(0), means.min(0), means.max(0))]
+    if metrics.shape[1] > 1:  # values that are off to both sides would average to a good one
+        for column in (list(COLUMNS).index("slope"), list(COLUMNS).index("intercept")):
+            line[column] = f"{metrics[..., column].min():.3f} to {metrics[..., column].max():.3f}"
     return [name, *line]
 
 
 def main() -> None:
-    """Train, ask and print the table."""
+    """Train, predict and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder with train/ and val/")
     parser.add_argument("--weights", default="IMAGENET1K_V1", help="(%(default)s)")
     parser.add_argument("--experiment", default="robust", help="(%(default)s)")
     parser.add_argument("--epochs", type=int, default=30, help="(%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="(0 1 2)")
-    arguments = parser.parse_args()
-    found: dict[str, list[np.ndarray]] = {}
+    given = parser.parse_args()
+    same = [f"experiment={given.experiment}", f"data.root='{given.root}'", f"model.weights='{given.weights}'"]
+    same += ["calibration=platt", f"trainer.max_epochs={given.epochs}"]
+    training.quieten()
+    metrics: dict[str, list[list[list[float | None]]]] = {}
     with tempfile.TemporaryDirectory() as runs:
-        for seed in arguments.seeds:
-            arguments = [
-                f"experiment={arguments.experiment}",
-                "views=8",
-                "calibration=platt",
-                f"seed={seed}",
-                f"trainer.max_epochs={arguments.epochs}",
-            ]
-            arguments += [f"data.root='{arguments.root.resolve()}'", f"model.weights='{arguments.weights}'"]
-            model = run_train(arguments, Path(runs, str(seed)))
-            calibration = Predictor(model).calibration
-            assert calibration
-            slope, bias = calibration["slope"], calibration["bias"]
-            val, train = of_a_run(model.parent, model).values()
-            sets = {
-                "val, raw": ((val[0].double() - bias) / slope, val[1]),
-                "val, calibrated": val,
-                "train out of fold, raw": train,
-                "train out of fold, calibrated": (slope * train[0] + bias, train[1]),
-            }
+        for seed in given.seeds:
+            with redirect_stdout(io.StringIO()):
+                sets, slope, bias = run_logits(compose(Path(runs, str(seed)), *same, f"seed={seed}"))
             print(f"seed {seed}: slope {slope:.3f}, bias {bias:.3f}", flush=True)
-            for name, asked in sets.items():
-                found.setdefault(name, []).append(rows(*asked))
-    shown = []
-    for name, of_seeds in found.items():
-        shown.append(cells(f"{name}, clean", np.array(of_seeds)[:, :1]))
-        shown.append(cells(f"{name}, corrupted", np.array(of_seeds)[:, 1:]))
-    print(table((f"{len(val[1])} + {len(train[1])} images", *COLUMNS.values()), shown))
+            for name, logits_and_labels in sets.items():
+                metrics.setdefault(name, []).append(measure(*logits_and_labels))
+    rows = []
+    for name, seeds in metrics.items():
+        values = np.array(seeds, dtype=float)
+        rows += [cells(f"{name}, clean", values[:, :1]), cells(f"{name}, corrupted", values[:, 1:])]
+    sizes = [len(sets[f"{split}, calibrated"][1]) for split in ("val", "train out of fold")]
+    print(table((f"{sizes[0]} + {sizes[1]} images", *COLUMNS.values()), rows))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""How `experiment=robust` was chosen: heads cross-validated over the people of train, on clean and corrupted images.
+"""How `experiment=robust` was chosen: heads cross-validated over the identities of train, clean and corrupted.
 
-Five folds, so that nobody is on both sides; val is not looked at. A line for each recipe, means of three seeds: area
-under the ROC, class-balanced log-loss and macro-F1 of the out-of-fold answers on clean images, and their means over
-the seven corruptions at severity 3, with the standard deviation of the log-loss over the seeds. With
-efficientnet_lite0 the experiment became the line lr 2e-3.
+Five folds of identities; val is not used. Each recipe is a line of means over three seeds: AUROC, class-balanced
+log-loss and macro-F1 of the out-of-fold predictions on clean images, and their means over corruptions at severity 3,
+with the standard deviation of the latter log-loss over the seeds. With efficientnet_lite0 the line lr 2e-3 was chosen.
 
     python benchmarks/cross_validation.py data/facecom --weights resnet18.pth
     python benchmarks/cross_validation.py data/facecom --backbone efficientnet_lite0 --weights PACKAGE
@@ -12,39 +11,35 @@ efficientnet_lite0 the experiment became the line lr 2e-3.
 import argparse
 import itertools
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from gender_cls.files import cache_folder
-from gender_cls.data.validation import check
-from gender_cls.transforms.corruptions import CORRUPTIONS
-from gender_cls.features.extractor import Extractor
+from gender_cls import FolderDataModule, GenderNet
+from gender_cls.data.identities import fold_identities
+from gender_cls.data.sources import Face
 from gender_cls.evaluation.metrics import auroc, class_scores, confusion
-from gender_cls.models.network import GenderNet
-from gender_cls.data.identities import IDENTITY, fold_identities
-from gender_cls.data.sources import Face, folder
 from gender_cls.evaluation.tables import table
+from gender_cls.features.extractor import Extractor
+from gender_cls.models.zoo import find_backbone
 from gender_cls.transforms.preprocessing import Preprocessing
-from gender_cls.transforms.views import CLEAN, CONDITIONS, MID_SEVERITY, RandomCorruption, EvaluationViews, TrainingViews, Views
-from gender_cls.models.weights import inputs_of
+from gender_cls.transforms.views import REPORTED, EvaluationViews, RandomCorruption, TrainingViews, Views
 
 FOLDS = 5
 SEEDS = range(3)
-REPORTED = (CLEAN, *(CONDITIONS.index((name, MID_SEVERITY)) for name in CORRUPTIONS))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is chosen among; the defaults are those of `experiment=robust`."""
+    """A candidate; the defaults are those of `experiment=robust`."""
 
     crop: float = 0.8
     median: bool = True
-    corruption: RandomCorruption = field(default_factory=lambda: RandomCorruption(0.5, 0.3))
-    views: int = 8
+    corruption: RandomCorruption = RandomCorruption(0.5, 0.3)
+    cached_views: int = 8
     lr: float = 1e-2
     cosine: bool = True
     weight_decay: float = 0.0
@@ -53,7 +48,7 @@ class Recipe:
 
 
 ROBUST = Recipe()
-FOUR = replace(ROBUST, views=4)
+FOUR = replace(ROBUST, cached_views=4)
 RECIPES = {
     "experiment=robust": ROBUST,
     "  lr 1e-3": replace(ROBUST, lr=1e-3),
@@ -76,31 +71,35 @@ RECIPES = {
     "  no median": replace(FOUR, median=False),
     "  no crop": replace(FOUR, crop=1.0),
     "  crop 0.7": replace(FOUR, crop=0.7),
-    "the seed's preprocessing, constant lr 1e-4, none corrupted": Recipe(
-        crop=1.0, median=False, corruption=RandomCorruption(), views=4, lr=1e-4, cosine=False
+    "the baseline's preprocessing, constant lr 1e-4, none corrupted": Recipe(
+        crop=1.0, median=False, corruption=RandomCorruption(), cached_views=4, lr=1e-4, cosine=False
     ),
 }
 
 
 class Features:
-    """Of the training images, in memory; `made_for` is what the backbone's weights take, of `inputs_of`."""
+    """Features of the training images, in memory.
 
-    def __init__(self, faces: list[Face], extractor: Extractor, made_for: dict[str, Any]) -> None:
-        self.extractor = extractor
-        self.made_for = made_for
+    Args:
+        faces: Training images (N).
+        extractor: Extractor of the backbone.
+        inputs: Size, interpolation, mean and std of the images that the backbone's weights were made for.
+    """
+
+    def __init__(self, faces: list[Face], extractor: Extractor, inputs: dict[str, Any]) -> None:
+        self.extractor, self.inputs = extractor, inputs
         self.images = {face.digest.encode(): face.path for face in faces}
         self.digests = np.array([face.digest.encode() for face in faces])
 
-    def __call__(self, views: Views, columns: tuple[int, ...]) -> torch.Tensor:
-        """(N, len(columns), F)."""
-        store = self.extractor.compute(
-            views, self.images, dict.fromkeys(self.images, columns), torch.get_num_threads()
-        )
-        return torch.stack([store.read(store.find(self.digests, column)) for column in columns], dim=1)
+    def __call__(self, views: Views, numbers: tuple[int, ...]) -> torch.Tensor:
+        """Return the features of the views with these numbers, (N, len(numbers), F)."""
+        wanted = dict.fromkeys(self.images, numbers)
+        store = self.extractor.compute(views, self.images, wanted, torch.get_num_threads())
+        return torch.stack([store.read(store.find(self.digests, number)) for number in numbers], dim=1)
 
 
 def fit(views: torch.Tensor, labels: torch.Tensor, recipe: Recipe, seed: int) -> torch.nn.Linear:
-    """A head, trained as train.py does, but for which of the views (N, K, F) a draw reads: a random one."""
+    """Return a head that is trained as train.py does, but a draw reads a random one of the views (N, K, F)."""
     torch.manual_seed(seed)
     head = torch.nn.Linear(views.shape[-1], 1)
     optimizer = torch.optim.Adam(head.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
@@ -109,7 +108,7 @@ def fit(views: torch.Tensor, labels: torch.Tensor, recipe: Recipe, seed: int) ->
         if recipe.cosine:  # as CosineAnnealingLR
             optimizer.param_groups[0]["lr"] = recipe.lr * (1 + np.cos(np.pi * epoch / recipe.epochs)) / 2
         for drawn in torch.multinomial(weights, len(labels), recipe.balanced).split(32):
-            inputs = views[drawn, torch.randint(recipe.views, (len(drawn),))]
+            inputs = views[drawn, torch.randint(recipe.cached_views, (len(drawn),))]
             loss = binary_cross_entropy_with_logits(head(inputs).squeeze(1), labels[drawn])
             optimizer.zero_grad()
             loss.backward()
@@ -118,12 +117,12 @@ def fit(views: torch.Tensor, labels: torch.Tensor, recipe: Recipe, seed: int) ->
 
 
 def out_of_fold(recipe: Recipe, features: Features, labels: torch.Tensor, folds: torch.Tensor) -> torch.Tensor:
-    """Logits, (len(SEEDS), len(ASKED), N), each from a head that has not seen the person."""
-    preprocessing = Preprocessing(**features.made_for, crop=recipe.crop, median=recipe.median)
-    training = TrainingViews(preprocessing, 0.5, (0.2, 0.2, 0.2), 3, recipe.corruption)
-    views = features(training, tuple(range(recipe.views)))
-    evaluation = features(EvaluationViews(preprocessing), REPORTED)
-    shift = 0.0 if recipe.balanced else math.log(labels.mean() / (1 - labels.mean()))  # to as many women as men
+    """Return logits (len(SEEDS), len(REPORTED), N), each from a head that was not trained on the identity."""
+    preprocessing = Preprocessing(**features.inputs, crop=recipe.crop, median=recipe.median)
+    training = TrainingViews(preprocessing, corruption=recipe.corruption)
+    views = features(training, tuple(range(recipe.cached_views)))
+    evaluation = features(EvaluationViews(preprocessing), tuple(REPORTED.values()))
+    shift = 0.0 if recipe.balanced else math.log(labels.mean() / (1 - labels.mean()))  # to a prior of 0.5
     logits = torch.empty(len(SEEDS), len(REPORTED), len(labels))
     for seed, fold in itertools.product(SEEDS, range(FOLDS)):
         rest = folds != fold
@@ -134,13 +133,13 @@ def out_of_fold(recipe: Recipe, features: Features, labels: torch.Tensor, folds:
 
 
 def row(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
-    """AUROC, balanced log-loss and macro-F1 on clean images, and their means over the corruptions."""
+    """Return AUROC, balanced log-loss and macro-F1 on clean images, each beside its mean over corruptions."""
     found = []
-    for of_condition in logits:
-        losses = binary_cross_entropy_with_logits(of_condition, labels, reduction="none")
+    for condition in logits:
+        losses = binary_cross_entropy_with_logits(condition, labels, reduction="none")
         balanced = float((losses[labels == 0].mean() + losses[labels == 1].mean()) / 2)
-        counts = confusion((of_condition > 0).numpy(), labels.numpy())
-        found.append((auroc(of_condition.sigmoid(), labels), balanced, float(class_scores(counts)["f1_macro"])))
+        counts = confusion((condition > 0).numpy(), labels.numpy())
+        found.append((auroc(condition.sigmoid(), labels), balanced, float(class_scores(counts)["f1_macro"])))
     clean, *corrupted = np.array(found, dtype=float)
     return [float(value) for pair in zip(clean, np.mean(corrupted, axis=0)) for value in pair]
 
@@ -151,20 +150,20 @@ def main() -> None:
     parser.add_argument("root", help="folder with train/ and val/")
     parser.add_argument("--backbone", default="resnet18", help="(%(default)s)")
     parser.add_argument("--weights", default="IMAGENET1K_V1", help="(%(default)s)")
-    parser.add_argument("--only", help="recipes whose name holds this")
-    arguments = parser.parse_args()
-    faces = check(folder(arguments.root), IDENTITY).splits["train"]
-    extractor = Extractor(GenderNet(arguments.weights, arguments.backbone), cache_folder())
-    features = Features(faces, extractor, inputs_of(arguments.backbone, arguments.weights))
+    parser.add_argument("--only", default="", help="recipes whose name contains this")
+    given = parser.parse_args()
+    faces = FolderDataModule(given.root, holdout=0).faces.splits["train"]
+    extractor = Extractor(GenderNet(given.weights, given.backbone))
+    features = Features(faces, extractor, find_backbone(given.backbone).inputs(given.weights))
     labels = torch.tensor([float(face.label) for face in faces])
     folds = torch.tensor(fold_identities(faces, FOLDS, seed=0))
     rows: list[list[object]] = []
     for name, recipe in RECIPES.items():
-        if not arguments.only or arguments.only in name:
-            of_seeds = [row(logits, labels) for logits in out_of_fold(recipe, features, labels, folds)]
-            rows.append([name, *np.mean(of_seeds, axis=0).tolist(), float(np.std(of_seeds, axis=0)[3])])
-    header = [f"{what}{of}" for what in ("AUROC", "log-loss", "macro-F1") for of in ("", " of seven")] + ["sd"]
-    print(table((f"{len(faces)} images, {FOLDS} folds", *header), rows))
+        if given.only in name:
+            seeds = [row(logits, labels) for logits in out_of_fold(recipe, features, labels, folds)]
+            rows.append([name, *np.mean(seeds, axis=0).tolist(), float(np.std(seeds, axis=0)[3])])
+    header = [f"{name}{suffix}" for name in ("AUROC", "log-loss", "macro-F1") for suffix in ("", ", corrupted")]
+    print(table((f"{len(faces)} images, {FOLDS} folds", *header, "sd"), rows))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The recipe as most people write it: ImageFolder, Pillow transforms, a DataLoader without workers, fp32.
 
-It is what `benchmarks/training.py` compares with, and imports nothing of the project.
+`benchmarks/training.py` compares the project with it; it imports nothing of the project.
 
     python benchmarks/plain.py data/facecom --weights resnet18.pth --epochs 2
 """
@@ -17,12 +17,14 @@ from torchvision.models import resnet18
 
 
 def main() -> None:
-    """Train the head and print the seconds and the scores of each epoch."""
+    """Train the head and print the seconds and the macro-F1 of each epoch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="folder with train/ and val/")
-    parser.add_argument("--weights", help="state dict of a torchvision resnet18; without it ImageNet's are downloaded")
+    parser.add_argument(
+        "--weights", help="state dict of a torchvision resnet18; without it the ImageNet weights are downloaded"
+    )
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--all", action="store_true", help="train the whole network, not the head alone")
+    parser.add_argument("--all", action="store_true", help="train the whole network, not only the head")
     arguments = parser.parse_args()
     torch.manual_seed(0)
 
@@ -40,7 +42,7 @@ def main() -> None:
     if arguments.weights:
         net.load_state_dict(torch.load(arguments.weights, weights_only=True))
     if not arguments.all:
-        net.requires_grad_(False).eval()  # many forget eval(), which takes a little longer and spoils BatchNorm
+        net.requires_grad_(False).eval()  # without eval(), as often seen, BatchNorm's statistics change
     net.fc = nn.Linear(512, 1)
     loss_of = nn.BCEWithLogitsLoss(pos_weight=len(train) / (2 * counts[1]))
     optimizer = torch.optim.Adam((net if arguments.all else net.fc).parameters(), lr=1e-4)

@@ -1,4 +1,4 @@
-"""Seconds and memory of the recipe's 30 epochs: the plain loop, and this project with 8 stored views, cold and warm.
+"""Time and memory of the recipe's 30 epochs: the plain loop, and this project with 8 cached views, cold and warm.
 
 Then an epoch in which the whole network is trained, with the validation after it: the plain loop, the recipe's views
 in bf16 where the processor computes with it, and experiment=finetune.
@@ -29,7 +29,7 @@ EPOCHS, TIMED = 30, 2
 
 @dataclass
 class Measured:
-    """Of a whole process, with its workers."""
+    """Measurements of a whole process with its workers."""
 
     seconds: float
     peak_mb: float
@@ -40,7 +40,7 @@ def measure(arguments: list[str], folder: str) -> Measured:
     """Run a command in a folder, with its caches there.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: The command failed.
     """
     started, peak = time.perf_counter(), 0.0
     with tempfile.TemporaryFile("w+") as output:
@@ -58,7 +58,7 @@ def measure(arguments: list[str], folder: str) -> Measured:
 
 
 def memory_mb(pid: int) -> float:
-    """Proportional set size of a process and its children: what they share counts once."""
+    """Return the proportional set size of a process and its children: what they share counts once."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
         own = int(re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE).group(1)) / 1024
@@ -68,39 +68,39 @@ def memory_mb(pid: int) -> float:
         return 0.0
 
 
-def the_recipe(plain: list[str], ours: list[str], folder: str) -> list[list[object]]:
-    """Rows of 30 epochs of the head."""
+def recipe_rows(plain: list[str], ours: list[str], folder: str) -> list[list[object]]:
+    """Return rows for 30 epochs of the head."""
     rows: list[list[object]] = []
-    of_plain = measure([*plain, "--epochs", str(TIMED)], folder)
-    epochs = [float(number) for number in re.findall(r"seconds ([\d.]+)", of_plain.output)]
-    whole = of_plain.seconds + (EPOCHS - TIMED) * sum(epochs) / TIMED
-    rows.append([f"plain loop ({TIMED} epochs, scaled)", f"{whole:.1f}", "1.0", f"{of_plain.peak_mb:.0f}", ""])
+    loop = measure([*plain, "--epochs", str(TIMED)], folder)
+    epochs = [float(number) for number in re.findall(r"seconds ([\d.]+)", loop.output)]
+    whole = loop.seconds + (EPOCHS - TIMED) * sum(epochs) / TIMED
+    rows.append([f"plain loop ({TIMED} epochs, scaled)", f"{whole:.1f}", "1.0", f"{loop.peak_mb:.0f}", ""])
     print(f"an epoch of the plain loop: {sum(epochs) / TIMED:.1f} s")
     for engine in ("torch", "openvino") if find_spec("openvino") else ("torch",):
-        arguments = [*ours, "experiment=seed", "views=8", f"features.engine={engine}", f"trainer.max_epochs={EPOCHS}"]
-        arguments += [f"features.dir=features_{engine}"]
+        arguments = [*ours, "experiment=baseline", "cached_views=8", f"trainer.max_epochs={EPOCHS}"]
+        arguments += [f"features.engine={engine}", f"features.dir=features_{engine}"]
         for state in ("cold", "warm"):
-            if state == "cold" and Path(folder, "cache/gender_cls/pictures.sqlite").exists():
-                Path(folder, "cache/gender_cls/pictures.sqlite").unlink()
+            if state == "cold":
+                Path(folder, "cache/gender_cls/pictures.sqlite").unlink(missing_ok=True)
             run = measure([*arguments, f"hydra.run.dir={engine}_{state}"], folder)
             f1 = json.loads(Path(folder, f"{engine}_{state}", "metrics.json").read_text())["val"]["f1_macro"]
-            rows.append(
-                [f"{engine}, {state}", f"{run.seconds:.1f}", f"{whole / run.seconds:.1f}", f"{run.peak_mb:.0f}", f1]
-            )
+            speed_up = f"{whole / run.seconds:.1f}"
+            rows.append([f"{engine}, {state}", f"{run.seconds:.1f}", speed_up, f"{run.peak_mb:.0f}", f1])
     return rows
 
 
-def fine_tuning(plain: list[str], ours: list[str], folder: str) -> list[list[object]]:
-    """Rows of an epoch that trains everything; of two, so that a start-up counts half."""
-    of_plain = measure([*plain, "--all", "--epochs", "1"], folder)
-    seconds = float(re.findall(r"seconds ([\d.]+)", of_plain.output)[0])
-    rows: list[list[object]] = [["plain loop", f"{seconds:.1f}", "1.0", f"{of_plain.peak_mb:.0f}"]]
-    kinds = {
-        "the recipe's views, precision=auto": ["experiment=seed", "model.trainable=all", "trainer.precision=auto"],
+def finetune_rows(plain: list[str], ours: list[str], folder: str) -> list[list[object]]:
+    """Return rows for an epoch that trains everything, measured over two, so that a start-up counts half."""
+    loop = measure([*plain, "--all", "--epochs", "1"], folder)
+    seconds = float(re.findall(r"seconds ([\d.]+)", loop.output)[0])
+    rows: list[list[object]] = [["plain loop", f"{seconds:.1f}", "1.0", f"{loop.peak_mb:.0f}"]]
+    variants = {
+        "the recipe's views, precision=auto": ["experiment=baseline", "model.trainable=all", "trainer.precision=auto"],
         "experiment=finetune": ["experiment=finetune", "calibration=none", "report=short"],
     }
-    for name, arguments in kinds.items():
-        run = measure([*ours, *arguments, "data.holdout=0", f"trainer.max_epochs={TIMED}", "hydra.run.dir=tuned"], folder)
+    for name, arguments in variants.items():
+        arguments += ["data.holdout=0", f"trainer.max_epochs={TIMED}", "hydra.run.dir=tuned"]
+        run = measure([*ours, *arguments], folder)
         fitted = json.loads(Path(folder, "tuned", "metrics.json").read_text())["fit"]
         epoch = fitted["seconds"] / fitted["epochs"]
         rows.append([name, f"{epoch:.1f}", f"{seconds / epoch:.1f}", f"{run.peak_mb:.0f}"])
@@ -111,22 +111,22 @@ def main() -> None:
     """Measure all and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder with train/ and val/")
-    parser.add_argument("--weights", type=Path, help="state dict of a resnet18; without it ImageNet's are used")
-    parser.add_argument("--trainable", choices=("head", "all"), help="only the table of that (default: both)")
-    arguments = parser.parse_args()
-    root, weights = arguments.root.resolve(), arguments.weights and arguments.weights.resolve()
+    parser.add_argument("--weights", type=Path, help="state dict of a resnet18 (default: ImageNet's)")
+    parser.add_argument("--trainable", choices=("head", "all"), help="only this table (default: both)")
+    given = parser.parse_args()
+    root, weights = given.root.resolve(), given.weights and given.weights.resolve()
 
     with tempfile.TemporaryDirectory() as folder:
         plain = [sys.executable, str(PROJECT / "benchmarks/plain.py"), str(root)]
         plain += ["--weights", str(weights)] if weights else []
-        ours = [sys.executable, str(PROJECT / "train.py"), f"data.root='{root}'", "trainer.accelerator=cpu"]
+        ours = [sys.executable, str(PROJECT / "train.py"), f"data.root='{root}'", "trainer=cpu"]
         ours += ["trainer.enable_progress_bar=false", *([f"model.weights='{weights}'"] if weights else [])]
-        if arguments.trainable != "all":
-            header = ("30 epochs", "seconds", "times faster", "peak MB", "val macro-F1")
-            print(table(header, the_recipe(plain, ours, folder)))
-        if arguments.trainable != "head":
-            header = ("an epoch of the whole network", "seconds", "times faster", "peak MB")
-            print(table(header, fine_tuning(plain, ours, folder)))
+        if given.trainable != "all":
+            header = ("30 epochs", "seconds", "speed-up", "peak memory (MB)", "val macro-F1")
+            print(table(header, recipe_rows(plain, ours, folder)))
+        if given.trainable != "head":
+            header = ("an epoch of the whole network", "seconds", "speed-up", "peak memory (MB)")
+            print(table(header, finetune_rows(plain, ours, folder)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tiny drawn faces, and the two scripts as a user starts them, but in this process."""
+"""Tiny drawn faces, and the two entry points as a user starts them, but in this process."""
 
 import os
 import runpy
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,28 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from torchvision.models import resnet18
 
-from gender_cls.data import drawn as demo
+from gender_cls.data import drawn as drawing
+from gender_cls.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 TINY = ("data.size=32", "data.batch_size=8", "data.num_workers=0", "trainer.accelerator=cpu")
 Run = Callable[..., Path]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How an entry point failed.
+
+    Attributes:
+        code: Code of the `UserError`.
+        line: What was printed.
+    """
+
+    code: str
+    line: str
+
+
+Fails = Callable[..., Failure]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,9 +48,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 female and 32 male to train on, 12 and 16 to report on; never written to by a test."""
+    """16 female and 32 male images to train on, 12 and 16 to report on; never written to by a test."""
     root = tmp_path_factory.mktemp("faces") / "Task_A_Dataset"
-    demo.draw(root, {"train": (16, 32), "val": (12, 16)}, side=48)
+    drawing.draw(root, {"train": (16, 32), "val": (12, 16)}, side=48)
     return root
 
 
@@ -52,7 +70,7 @@ def backbone_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def script(name: str, *arguments: str) -> None:
-    """Run a script of the project in this process, as `python NAME WORDS` would."""
+    """Run an entry point of the project in this process, as `python NAME ARGUMENTS` would."""
     before, sys.argv = sys.argv, [name, *arguments]
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -71,30 +89,32 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def train(in_tmp: Path, drawn: Path) -> Run:
-    """Train on the drawn faces with random weights, raw, unless told otherwise; returns the run folder."""
+    """Train on the drawn faces with random weights, uncalibrated, unless told otherwise; returns the run folder."""
 
-    def run(*arguments: str, name: str = "run") -> Path:
+    def run(*overrides: str, name: str = "run") -> Path:
         folder = in_tmp / "runs" / name
-        where = () if "-m" in arguments else (f"hydra.run.dir={folder}",)
-        given = {argument.split("=")[0] for argument in arguments}
+        sweep = "-m" in overrides or any(override.startswith("hparams_search=") for override in overrides)
+        where = () if sweep else (f"hydra.run.dir={folder}",)
+        given = {override.split("=")[0] for override in overrides}
         usual = [f"data.root={drawn}", "model.weights=null", "calibration=none"]
-        usual = [argument for argument in usual if argument.split("=")[0] not in given]
-        if "data=manifest" in arguments:
+        usual = [override for override in usual if override.split("=")[0] not in given]
+        if "data=manifest" in overrides:
             usual = usual[1:]
         if "experiment" in given and "calibration=none" in usual:
             usual.remove("calibration=none")  # which it has a say in
-        multirun = ("-m",) if "-m" in arguments else ()  # argparse wants it before the overrides
-        script("train.py", *multirun, *usual, *TINY, *where, *(argument for argument in arguments if argument != "-m"))
+        multirun = ("-m",) if "-m" in overrides else ()  # argparse wants it before the overrides
+        rest = (override for override in overrides if override != "-m")
+        script("train.py", *multirun, *usual, *TINY, *where, *rest)
         return folder
 
     return run
 
 
 @pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run what must fail with exit code 1 and one line on standard error; returns the line."""
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run what must fail with exit code 1 and one line on standard error; returns its code and the line."""
 
-    def run(start: Callable[..., object], *arguments: str) -> str:
+    def run(start: Callable[..., object], *arguments: str) -> Failure:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             start(*arguments)
@@ -103,16 +123,18 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         assert line.startswith("error: ")
         assert "\n" not in line
         assert "Traceback" not in capsys.readouterr().err
-        return line
+        error = stop.value.__cause__ or stop.value.__context__
+        assert isinstance(error, UserError)
+        return Failure(error.code, line)
 
     return run
 
 
 @pytest.fixture(scope="session")
 def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a run by the real command; what it said lies in stdout.txt and stderr.txt beside runs/."""
+    """The folder of a run by the real command; what it printed lies in stdout.txt and stderr.txt beside runs/."""
     where = tmp_path_factory.mktemp("trained")
-    arguments = (
+    overrides = (
         f"data.root={drawn}",
         "model.weights=null",
         "trainer.max_epochs=2",
@@ -121,8 +143,9 @@ def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         *TINY,
     )
     done = subprocess.run(
-        [sys.executable, ROOT / "train.py", *arguments, "hydra.run.dir=runs/one"], cwd=where, capture_output=True, text=True
-    )
+        [sys.executable, ROOT / "train.py", *overrides, "hydra.run.dir=runs/one"],
+        cwd=where, capture_output=True, text=True,
+    )  # fmt: skip
     (where / "stdout.txt").write_text(done.stdout)
     (where / "stderr.txt").write_text(done.stderr)
     assert done.returncode == 0, done.stderr

@@ -28,9 +28,8 @@ EVALUATION_BATCH = 4096  # of features: a step costs more than what it computes
 class FaceDataModule(pl.LightningDataModule):
     """Base of the data modules; a subclass lists the faces.
 
-    Where the trained module's backbone is frozen and `cached_views` is not 0, `setup` computes the features of each
-    training image's views and of each other image once, with the network of `trainer.lightning_module`, and batches
-    hold these; otherwise they hold views, computed at each draw.
+    Batches hold stored features where the backbone of the trained module is frozen and `cached_views` is not 0: then
+    `setup` computes them once, with the network of `trainer.lightning_module`. Otherwise they hold views.
 
     Args:
         identity: Regular expression on file names without their suffix, whose first group is the identity; None where
@@ -57,14 +56,11 @@ class FaceDataModule(pl.LightningDataModule):
         features: Where and how features are stored.
         report_exclude: Regular expression on file names; a report gives its metrics also without these images.
 
-    Attributes:
-        group: Column whose values a report compares.
-
     Raises:
         UserError: A value is out of its range.
     """
 
-    group = "group"
+    group = "group"  # column whose values a report compares
 
     def __init__(
         self,
@@ -91,15 +87,14 @@ class FaceDataModule(pl.LightningDataModule):
         report_exclude: str | None = None,
     ) -> None:
         super().__init__()
-        for key, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers or 0, 0)):
-            check_integer(f"data.{key}", value, least)
+        check_integer("data.batch_size", batch_size, 1)
+        check_integer("data.num_workers", num_workers or 0, 0)
         check_integer("seed", seed, 0)
         check_integer("cached_views", cached_views, 0)
         check_boolean("data.balanced_sampler", balanced_sampler)
         self.identity, self.val_share, self.holdout, self.split_seed = identity, val_share, holdout, split_seed
-        self.batch_size = batch_size
+        self.batch_size, self.balanced_sampler, self.seed = batch_size, balanced_sampler, seed
         self.num_workers = torch.get_num_threads() if num_workers is None else num_workers
-        self.balanced_sampler, self.seed = balanced_sampler, seed
         preprocessing = Preprocessing(size, crop, median, interpolation, tuple(mean), tuple(std))
         self.views = TrainingViews(preprocessing, augment, corruption, view_seed)
         self.augment, self.cached_views, self.feature_options = augment, cached_views, features
@@ -167,13 +162,17 @@ class FaceDataModule(pl.LightningDataModule):
             UserError: The network does not take images of this size.
         """
         network = getattr(self.trainer and self.trainer.lightning_module, "network", None)
-        if isinstance(network, GenderNet):
-            self._check_size(network)
-        if not isinstance(network, GenderNet) or not self.caches(network):
+        if self._extractor and self._extractor.network is not network:
+            self.features = {}
+        if not isinstance(network, GenderNet):
+            return
+        side, given = getattr(network.backbone, "image_size", None), self.augment.size
+        if side and {self.views.preprocessing.size, given or side} != {side}:  # a ViT
+            way_out = f"give data.size={side} data.augment.size=null"
+            raise UserError("conflict", f"a {network.backbone_name} takes {side} alone; {way_out}")
+        if not self.caches(network):
             self.features = {}
             return
-        if self._extractor is not None and self._extractor.network is not network:
-            self.features = {}  # of another network
         splits = {"fit": ["train", *self.eval_splits], "validate": self.eval_splits}.get(stage, ["val"])
         missing = [split for split in splits if split not in self.features]
         if "train" in missing:
@@ -236,8 +235,7 @@ class FaceDataModule(pl.LightningDataModule):
 
     def report_settings(self) -> dict[str, Any]:
         """Return what a later report on other data has to know to do as this run did."""
-        keys = ("identity", "val_share", "split_seed", "group", "report_exclude")
-        return {key: getattr(self, key) for key in keys}
+        return {key: getattr(self, key) for key in ("identity", "val_share", "split_seed", "group", "report_exclude")}
 
     def _cache(self, splits: list[str], number: int, network: GenderNet) -> None:
         if splits:
@@ -246,14 +244,6 @@ class FaceDataModule(pl.LightningDataModule):
             views = self.datasets[splits[0]].views
             store = self.extractor(network).compute(views, images, wanted, self.num_workers)
             self.features |= {split: FeatureDataset(self.datasets[split], store, number) for split in splits}
-
-    def _check_size(self, network: GenderNet) -> None:
-        side = getattr(network.backbone, "image_size", None)
-        if side and {self.views.preprocessing.size, self.augment.size or side} != {side}:  # a ViT
-            raise UserError(
-                "conflict",
-                f"a {network.backbone_name} takes {side} alone; give data.size={side} data.augment.size=null",
-            )
 
     def _loader(self, split: str, **options: Any) -> DataLoader[Any]:
         if self.features:

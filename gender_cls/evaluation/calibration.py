@@ -171,12 +171,7 @@ def calibration_metrics(logits: torch.Tensor, labels: np.ndarray, prior: float) 
     weights, p_male = class_weights(labels, prior), _sigmoid(values)
     ece, floor = expected_calibration_error(p_male, labels, prior), noise_floor(values, labels, prior)
     losses = np.logaddexp(0, np.where(labels == 1, -values, values))
-    found: dict[str, float | None] = {
-        "ece": ece,
-        "ece_debiased": ece - floor,
-        "slope": None,
-        "intercept": None,
-    }
+    found: dict[str, float | None] = {"ece": ece, "ece_debiased": ece - floor, "slope": None, "intercept": None}
     if values[labels == 1].min() < values[labels == 0].max():
         found["slope"], found["intercept"] = fit((logits.double() - log_odds(prior))[None], labels, smoothing=0)
     found |= {"brier": float(weights @ (p_male - labels) ** 2), "nll": float(weights @ losses)}

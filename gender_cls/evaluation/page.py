@@ -27,14 +27,8 @@ img { width: 100% } figcaption, caption { font-size: .85rem; color: #555; text-a
 """
 HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
 COLUMNS = ("f1_macro", "f1_female", "f1_male", "recall_female", "recall_male")
-CALIBRATION = {
-    "ece": "ECE",
-    "ece_debiased": "debiased ECE",
-    "slope": "slope",
-    "intercept": "intercept",
-    "brier": "Brier score",
-    "nll": "NLL",
-}
+CALIBRATION = {"ece": "ECE", "ece_debiased": "debiased ECE", "slope": "slope", "intercept": "intercept"}
+CALIBRATION |= {"brier": "Brier score", "nll": "NLL"}
 MEAN = "mean over corruptions"
 TITLES = ("macro-F1", "F1 female", "F1 male", "recall female", "recall male")
 
@@ -98,16 +92,10 @@ def _row(name: str, metrics: Mapping[str, Any]) -> list[str | float | None]:
 
 
 def _slices(about: str, slices: Sequence[Mapping[str, Any]]) -> str:
-    rows = [
-        [
-            row["slice"],
-            row["clean"]["images"],
-            row["clean"]["identities"],
-            *_row("", row["clean"])[1:],
-            with_interval(row["mean_over_corruptions"]),
-        ]
-        for row in slices
-    ]
+    rows = []
+    for row in slices:
+        size = [row["slice"], row["clean"]["images"], row["clean"]["identities"]]
+        rows.append([*size, *_row("", row["clean"])[1:], with_interval(row["mean_over_corruptions"])])
     return _table(f"{about}, clean", ("", "images", "identities", *TITLES, "AUROC", MEAN), rows)
 
 
@@ -116,11 +104,11 @@ def _calibration(about: str, calibration: Mapping[str, Any]) -> list[str]:
     about = f"{about}; classes weighted to a prior of {prior:.2g}"
     clean, mean = model["clean"], model["mean_over_corruptions"]
     before = f" ({uncalibrated['clean']['ece_debiased']:.3f} before calibration)" if uncalibrated else ""
-    status = "The model is calibrated" if uncalibrated else "The model is not calibrated: its confidence is a score"
+    status = "The model is calibrated" if uncalibrated else "The model is uncalibrated: its confidence is a score"
     text = (
         f"{status}. ECE, the mean distance between p(male) and the share of male images among images of about the same "
         f"p(male), is {clean['ece']:.3f} on clean images. A perfectly calibrated model would have an ECE of "
-        f"{clean['ece'] - clean['ece_debiased']:.3f} on so few images by chance; the debiased ECE, without that, is "
+        f"{clean['ece'] - clean['ece_debiased']:.3f} on so few images by chance; minus that, the debiased ECE is "
         f"{clean['ece_debiased']:.3f}{before}, and {mean['ece_debiased']:.3f} as the mean over corruptions; below 0 is "
         "as good as 0. Slope and intercept are those of a refit of the logit on these images: a slope below 1 means "
         "overconfident, above 1 underconfident; an intercept above 0 means that female is predicted too often, below 0 "
@@ -130,7 +118,7 @@ def _calibration(about: str, calibration: Mapping[str, Any]) -> list[str]:
     )
     parts = [_paragraph(text)]
     for title, conditions in (
-        ("calibrated" if uncalibrated else "not calibrated", model),
+        ("calibrated" if uncalibrated else "uncalibrated", model),
         ("uncalibrated, moved to the same prior", uncalibrated),
     ):
         if conditions:
@@ -148,9 +136,10 @@ def _coverage(about: str, coverage: Mapping[str, Sequence[Mapping[str, Any]]]) -
         return f"{row['coverage']:.0%}{threshold}"
 
     text = (
-        "Fewer of the most confident predictions are wrong. The table gives the largest share of images whose error "
-        "rate stays below a limit, and in brackets the confidence in % below which predict.py min_confidence=... says "
-        "unsure. These thresholds are chosen on the images of this report: expect somewhat more errors on others."
+        "If only the most confident predictions are kept, fewer are wrong. The table gives the largest share of images "
+        "whose error rate stays below a limit, and in brackets the confidence in % below which predict.py "
+        "min_confidence=... says unsure. These thresholds are chosen on the images of this report: expect somewhat "
+        "more errors on others."
     )
     errors = [f"error rate below {row['error']:.0%}" for row in coverage["clean"]]
     rows = [[name, *map(cell, by_error)] for name, by_error in coverage.items()]

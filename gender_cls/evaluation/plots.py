@@ -110,7 +110,7 @@ def plot_reliability(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure
             ax.plot(*_columns(bins, "uncalibrated", "share"), ".-", color="tab:orange", lw=0.8, label="uncalibrated")
         p_male, share, low, high = _columns(bins, "p_male", "share", "low", "high")
         ax.vlines(p_male, low, high, color="grey", lw=4, alpha=0.4, label="perfect calibration")
-        ax.plot(p_male, share, "o", color="tab:blue", ms=4, label="calibrated" if calibrated else "not calibrated")
+        ax.plot(p_male, share, "o", color="tab:blue", ms=4, label="calibrated" if calibrated else "uncalibrated")
         ax.set(title=name, xlim=(0, 1), ylim=(-0.03, 1.03))
         ax.grid(alpha=0.3)
     axes[0].legend(fontsize=8)

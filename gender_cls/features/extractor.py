@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -212,7 +211,7 @@ def _load(path: str, digest: str) -> Image.Image:
         raise ImageError((error.strerror or str(error)).lower()) from error
     if content_digest(content) != digest:
         raise ImageError("changed since it was checked")
-    return load_rgb(BytesIO(content))
+    return load_rgb(path, content)
 
 
 def _in_batches(backbone: Backbone, views: torch.Tensor, size: int) -> torch.Tensor:

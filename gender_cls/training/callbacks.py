@@ -25,15 +25,13 @@ class ImageLogger(pl.Callback):
         if isinstance(data, FaceDataModule) and any(map(accepts_images, trainer.loggers)):
             log_image(trainer, "train/views", image_grid(first_views(data, GRID)))
 
-    def log_metrics(self, trainer: pl.Trainer, metrics: Mapping[str, Mapping[str, Any]]) -> None:
-        """Show the confusion matrix of each split of `evaluate`."""
-        if any(map(accepts_images, trainer.loggers)):
-            for split, values in metrics.items():
-                title = f"{split}: {values['images']} images of {values['identities']} identities"
-                log_image(trainer, f"{split}/confusion", to_image(plot_confusion({title: values})))
-
-    def log_plots(self, trainer: pl.Trainer, plots: Mapping[str, tuple[Image.Image, str]]) -> None:
-        """Show the plots of a report."""
+    def log_plots(self, trainer: pl.Trainer, metrics: Mapping[str, Any], plots: Mapping[str, Any]) -> None:
+        """Show the confusion matrix of each split's metrics, and the plots (image, caption) of a report."""
+        if not any(map(accepts_images, trainer.loggers)):
+            return
+        for split, values in metrics.items():
+            title = f"{split}: {values['images']} images of {values['identities']} identities"
+            log_image(trainer, f"{split}/confusion", to_image(plot_confusion({title: values})))
         for name, (plot, _) in plots.items():
             log_image(trainer, f"report/{name}", plot)
 
@@ -55,9 +53,7 @@ def log_image(trainer: pl.Trainer, name: str, image: Image.Image) -> None:
             logger.experiment.log_image(logger.run_id, image, f"{name}.png")
 
 
-def log_final(
-    trainer: pl.Trainer, hyper_parameters: dict[str, Any], metrics: Mapping[str, Mapping[str, Any]]
-) -> None:
+def log_final(trainer: pl.Trainer, hyper_parameters: dict[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """Log hyper-parameters and final metrics to every logger; TensorBoard shows them as a line of HPARAMS."""
     final = {f"final/{split}_{name}": values[name] for split, values in metrics.items() for name in FINAL}
     for logger in trainer.loggers:

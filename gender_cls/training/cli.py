@@ -36,7 +36,8 @@ def main(cfg: DictConfig) -> float:
     error_file = run_dir / ERROR_FILE
     error_file.unlink(missing_ok=True)  # of an earlier sweep in the same folder
     try:
-        return float(train(cfg)["objective"]["value"])
+        score = train(cfg)["objective"]["value"]
+        return math.nan if score is None else float(score)  # where a split has no image of a class
     except Interrupted as stop:
         say_how_to_resume(stop, list(job.overrides.task))
         sys.exit("stopped")
@@ -81,7 +82,8 @@ def check_overrides(overrides: list[str]) -> None:
                 raise UserError("renamed", f"{override}: {old} has become {new}")
         if key == "model.scheduler" and not plain.endswith("=null"):
             raise UserError("renamed", f"{override}: choose by model/scheduler=cosine, plateau, one_cycle or none")
-        if plain == "hparams_search=optuna" and not find_spec("hydra_plugins.hydra_optuna_sweeper"):
+        sweeper = find_spec("hydra_plugins") and find_spec("hydra_plugins.hydra_optuna_sweeper")
+        if plain == "hparams_search=optuna" and not sweeper:
             raise UserError("missing-package", f'{override} needs the extra `optuna`: pip install -e ".[optuna]"')
 
 

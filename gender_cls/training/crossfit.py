@@ -5,15 +5,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from itertools import count, islice
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from gender_cls.data.base import FaceDataModule
+from gender_cls.data.datasets import whole
 from gender_cls.data.identities import fold_identities, sample_identities
 from gender_cls.data.sampler import DrawSampler
 from gender_cls.data.sources import Face
@@ -57,21 +61,14 @@ class HeldOut:
         self.split = "train" if data.caches(network) else "dev"
         everything = data.faces.splits.get(self.split, [])
         if not everything:
-            raise UserError(
-                "conflict",
-                "calibration is fitted on identities that the head is not trained on, and there are none: "
-                "give data.holdout=0.1, or cached_views=8 with a frozen backbone, or calibration=none",
-            )
+            way_out = "give data.holdout=0.1, or cached_views=8 with a frozen backbone, or calibration=none"
+            raise UserError("conflict", f"no identities are held out, which calibration is fitted on; {way_out}")
         self.faces = faces = sample_identities(everything, MAX_IMAGES, "calibration")
         number = min(_fewest_identities(faces, self.split), math.ceil(FOLDS * len(faces) / len(everything)))
         self.folds = np.array(fold_identities(faces, number, seed=0))
 
     def find(self) -> None:
-        """Compute the features of their views, clean and corrupted, after the training of what makes the features.
-
-        Raises:
-            UserError: Hardly an image can be read any more.
-        """
+        """Compute the features of their views, clean and corrupted, once what makes the features is trained."""
         data, faces = self.data, self.faces
         images = {face.digest.encode(): face.path for face in faces}
         corrupted = {digest: _condition(digest.decode()) for digest in images}
@@ -92,14 +89,7 @@ class HeldOut:
             raise UserError("not-found", f"hardly an image of {self.split} can be read any more; are the files there?")
 
     def logits(self, module: GenderModule) -> torch.Tensor:
-        """Return logits (2, N), clean and corrupted, after `find`.
-
-        Args:
-            module: The module with the final head, whose loss, optimizer and steps the heads of the folds share.
-
-        Raises:
-            UserError: A head's values are no longer finite.
-        """
+        """Return logits (2, N), clean and corrupted, after `find`; heads of folds are trained as that of `module`."""
         if self.split == "dev":
             head = deepcopy(module.network.head).cpu()
             return torch.stack([logits_of(head, self.store, row) for row in self.places])
@@ -120,45 +110,42 @@ class HeldOut:
                 for row, places in zip(found, self.places):
                     row[chosen] = logits_of(head, self.store, places[chosen])
         if not found.isfinite().all():
-            raise UserError(
-                "diverged",
-                "heads of the calibration diverged; lower model.optimizer.lr, or resume from the run's last.ckpt "
-                "with calibration=none",
-            )
+            way_out = "lower model.optimizer.lr, or resume from the run's last.ckpt with calibration=none"
+            raise UserError("diverged", f"heads of the calibration diverged; {way_out}")
         return found
 
 
+class _Fold(pl.LightningModule):
+    """A head that is trained on features as the head of `module` was, with the learning rates of its steps."""
+
+    def __init__(self, head: nn.Linear, module: GenderModule, bar: Any) -> None:
+        super().__init__()
+        self.head, self.bar = head, bar
+        self.loss, self.optimizer = module.loss, module.hparams["optimizer"]
+        self.values = chain.from_iterable(repeat(values, steps) for steps, values in module.steps)
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor | None:
+        features, labels, _ = batch
+        return self.loss(self.head(features).squeeze(1), labels) if len(labels) else None
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        optimizer.param_groups[0].update(next(self.values))
+        self.bar.update()
+
+    def configure_optimizers(self) -> Optimizer:
+        return make_optimizer(self.optimizer, self.head.parameters())
+
+
 def train_head(head: nn.Linear, data: FaceDataModule, sampler: DrawSampler, module: GenderModule, bar: Any) -> None:
-    """Train a head on stored features as Lightning trained that of the module, with the learning rates of its steps."""
-    optimizer = make_optimizer(module.hparams["optimizer"], head.parameters())
-    batches = _batches(data, sampler)
-    for steps, values in module.steps:
-        optimizer.param_groups[0].update(values)
-        for features, labels in islice(batches, steps):
-            optimizer.zero_grad()
-            loss = module.loss(head(features).squeeze(1), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            bar.update()
-
-
-def _batches(data: FaceDataModule, sampler: DrawSampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Features (N, F) and labels (N), epoch by epoch, as long as there are any."""
-    for epoch in count():
-        empty = True
-        sampler.set_epoch(epoch)
-        draws = iter(sampler)
-        while keys := list(islice(draws, data.batch_size)):
-            features, labels, _ = data.features["train"].__getitems__(keys)
-            if len(labels):
-                empty = False
-                yield features, labels
-        if empty:
-            return
+    """Train a head on stored features for as many steps as that of the module, and in the same way."""
+    steps = sum(steps for steps, _ in module.steps)
+    loader = DataLoader(data.features["train"], data.batch_size, sampler=sampler, collate_fn=whole)
+    trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=steps, max_epochs=max(1, steps), barebones=True)
+    trainer.fit(_Fold(head, module, bar), loader)
 
 
 def calibrate(held_out: HeldOut, module: GenderModule, prior: float | str) -> dict[str, Any]:
-    """Fit slope and bias, and fold them into the head of a module.
+    """Fit slope and bias on held-out logits, and fold them into the head of a trained module.
 
     Args:
         held_out: What they are fitted on.
@@ -166,12 +153,11 @@ def calibrate(held_out: HeldOut, module: GenderModule, prior: float | str) -> di
         prior: Male prevalence to predict for, in (0, 1), or `train`: that of the training images.
 
     Returns:
-        Prior, slope and bias; whether the fit found nothing in the logits (`blind`); what they were fitted on; and,
-        clean and corrupted, the calibration metrics there of the uncalibrated logits, moved by the prior's log-odds,
-        and of the calibrated ones.
+        Prior, slope and bias; whether the fit found nothing in the logits (`blind`); what they were fitted on; and the
+        calibration metrics there, uncalibrated (moved by the log-odds of the prior) and calibrated.
 
     Raises:
-        UserError: A head's values are no longer finite, or hardly an image can be read any more.
+        UserError: A head diverged, or hardly an image can be read any more.
     """
     counts = held_out.data.class_counts
     share = counts[1] / sum(counts) if prior == "train" else float(prior)
@@ -180,18 +166,20 @@ def calibrate(held_out: HeldOut, module: GenderModule, prior: float | str) -> di
     slope, bias = calibration.fit(logits, held_out.labels)
     bias += calibration.log_odds(share)
     calibration.fold(module.network.head, slope, bias)
-    facts = {"prior": share, "slope": slope, "bias": bias, "split": held_out.split}
-    identities = {face.identity for face in held_out.faces}
-    fitted_on = {"images": len(held_out.faces), "identities": len(identities), "blind": calibration.is_blind(facts)}
-    return {**facts, **fitted_on} | {
-        name: {
-            "uncalibrated": calibration.calibration_metrics(
-                row + calibration.log_odds(share), held_out.labels, share
-            ),
-            "calibrated": calibration.calibration_metrics(slope * row + bias, held_out.labels, share),
-        }
-        for name, row in zip(("clean", "corrupted"), logits)
+    facts: dict[str, Any] = {
+        "prior": share,
+        "slope": slope,
+        "bias": bias,
+        "blind": calibration.is_blind({"slope": slope}),
     }
+    facts |= {"split": held_out.split, "images": len(held_out.faces)}
+    facts |= {"identities": len({face.identity for face in held_out.faces})}
+    for name, row in zip(("clean", "corrupted"), logits):
+        kinds = {"uncalibrated": row + calibration.log_odds(share), "calibrated": slope * row + bias}
+        facts[name] = {
+            kind: calibration.calibration_metrics(values, held_out.labels, share) for kind, values in kinds.items()
+        }
+    return facts
 
 
 @contextmanager
@@ -206,20 +194,12 @@ def one_thread(wanted: bool) -> Iterator[None]:
 
 
 def _fewest_identities(faces: Sequence[Face], split: str) -> int:
-    """Number of identities of the class that has the fewest.
-
-    Raises:
-        UserError: They are too few for folds or, of dev, none.
-    """
     numbers = [len({face.identity for face in faces if face.label == label}) for label in range(len(CLASSES))]
     needed = 2 if split == "train" else 1
     if min(numbers) < needed:
-        label = CLASSES[numbers.index(min(numbers))]
-        raise UserError(
-            "too-few-identities",
-            f"calibration needs {needed} {label} identities in {split} or more, and there are {min(numbers)}; "
-            "give calibration=none",
-        )
+        what = f"{needed} {CLASSES[numbers.index(min(numbers))]} identities in {split}"
+        found = f"{min(numbers)} found; give calibration=none"
+        raise UserError("too-few-identities", f"calibration needs at least {what}, {found}")
     return min(numbers)
 
 

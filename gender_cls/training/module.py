@@ -1,6 +1,7 @@
 """The LightningModule: how `GenderNet` is trained and watched."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +25,8 @@ REPLAYED = ("lr", "betas", "momentum")  # what schedulers change of a parameter 
 class GenderModule(pl.LightningModule):
     """Binary cross-entropy on the logit of a `GenderNet`, minimised over what is not frozen.
 
-    All arguments are plain values, so that a checkpoint holds them and `load_from_checkpoint` needs no more than the
-    file. The frozen backbone is not in it: it is built again from `weights`, and its hash is compared.
+    Arguments are plain values, so that `load_from_checkpoint` needs the file alone; the frozen backbone, which it does
+    not hold, is built from `weights`, and its hash is compared.
 
     Args:
         backbone: Name of a classification network of torchvision, or efficientnet_lite0.
@@ -102,6 +103,7 @@ class GenderModule(pl.LightningModule):
         self.eval_splits = list(getattr(trainer.datamodule, "eval_splits", ["val"]))
         if stage != "fit":
             return
+        warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training")  # the frozen part
         counts = getattr(trainer.datamodule, "class_counts", None)
         if self.hparams["class_weight"] and counts:
             self.pos_weight = sum(counts) / (2 * counts[1])
@@ -167,7 +169,7 @@ class GenderModule(pl.LightningModule):
         return {"p_male": p_male.cpu(), "index": index.cpu()}
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer of what is trainable and, if there is one, Lightning's dictionary of the scheduler."""
+        """Return the optimizer of what is trainable, and the scheduler if there is one."""
         groups: list[dict[str, Any]] = [{"params": list(self.network.head.parameters())}]
         trained = [parameter for parameter in self.network.backbone.parameters() if parameter.requires_grad]
         if trained:
@@ -186,11 +188,7 @@ class GenderModule(pl.LightningModule):
             checkpoint["state_dict"] = self.trained_part(checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what is no tensor.
-
-        Raises:
-            UserError: The checkpoint is of another architecture, or of another frozen backbone.
-        """
+        """Restore what is no tensor; a `UserError` says so where architecture or frozen backbone are others."""
         check_shapes(checkpoint, self, "the checkpoint")
         check_backbone(checkpoint, self, "the checkpoint")
         self.pos_weight, self.steps = checkpoint["pos_weight"], checkpoint["steps"]
@@ -242,4 +240,3 @@ class GenderModule(pl.LightningModule):
         """Return what of a state dict of this module is trained."""
         frozen = self.network.is_frozen
         return {name: value for name, value in state.items() if not frozen(name.removeprefix("network."))}
-

@@ -1,93 +1,44 @@
 """What a run does: compose, fit, calibrate, evaluate, save."""
 
-import logging
 import os
 import shlex
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
-from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from omegaconf import DictConfig
 
-from gender_cls.data.base import FaceDataModule
-from gender_cls.errors import UserError, check_choice, check_integer, check_share
+from gender_cls.errors import UserError
 from gender_cls.evaluation import report, tables
 from gender_cls.evaluation.metrics import Evaluation
-from gender_cls.evaluation.robustness import check_regex, predict_conditions
+from gender_cls.evaluation.robustness import predict_conditions
 from gender_cls.inference.arguments import command
 from gender_cls.inference.export import save_model, write_json
 from gender_cls.inference.predictor import MODEL_NAME
 from gender_cls.training.callbacks import ImageLogger, log_final
+from gender_cls.training.compose import Run, compose_run, prepare, quieten
 from gender_cls.training.crossfit import HeldOut, calibrate, one_thread
-from gender_cls.training.module import GenderModule
-
-UNSUPPORTED = {  # by the heads of the calibration folds
-    "accumulate_grad_batches": 1,
-    "gradient_clip_val": None,
-    "limit_train_batches": 1.0,
-    "overfit_batches": 0.0,
-}
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while training.
-
-    Attributes:
-        ckpt_path: Checkpoint of the last whole epoch, or None if there is none yet.
-    """
+    """Ctrl-C while training; `ckpt_path` is the checkpoint of the last whole epoch, or None."""
 
     def __init__(self, where: str, ckpt_path: str | None) -> None:
         super().__init__(where)
         self.ckpt_path = ckpt_path
 
 
-@dataclass(frozen=True)
-class Run:
-    """The composed parts of a run.
-
-    Attributes:
-        cfg: The configuration, with its run_dir.
-        data: The data module.
-        module: What is trained.
-        trainer: Lightning's trainer.
-    """
-
-    cfg: DictConfig
-    data: FaceDataModule
-    module: GenderModule
-    trainer: pl.Trainer
-
-    @property
-    def folder(self) -> Path:
-        """Where the run writes."""
-        return Path(self.cfg.run_dir)
-
-    @property
-    def in_sweep(self) -> bool:
-        """Whether this is a job of a sweep, which keeps the uncalibrated head and writes no report."""
-        return self.cfg.sweep_job is not None
-
-    @property
-    def brief(self) -> bool:
-        """Whether only metrics are written: of a sweep over heads, the best is trained again in seconds."""
-        return self.in_sweep and self.data.caches(self.module.network)
-
-
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train, calibrate, evaluate and save, as a configuration says; nothing global of Hydra is read.
 
     Args:
-        cfg: As `conf/train.yaml` composes it, by the command line or `hydra.compose`.
+        cfg: As `conf/train.yaml` composes it, by the command line or `hydra.compose`; it is left as it is.
 
     Returns:
         What metrics.json holds: the metrics of dev, where identities are held out, and val; `objective`, which sweeps
@@ -99,117 +50,36 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     quieten()
     cfg = prepare(cfg)
+    in_sweep = cfg.sweep_job is not None
     run = compose_run(cfg)
-    prior = None if run.in_sweep else cfg.calibration.prior
-    held_out = None if prior is None else HeldOut(run.data, run.module.network)
+    held_out = None if in_sweep or cfg.calibration.prior is None else HeldOut(run.data, run.module.network)
     started = time.monotonic()
     with resumable(run.trainer, cfg.ckpt_path):
         fit(run)
         fitted = {"epochs": run.trainer.current_epoch, "seconds": round(time.monotonic() - started, 1)}
-        with one_thread(run.data.caches(run.module.network)):
+        with one_thread(run.cached):
             calibrated = None if held_out is None else calibrate(held_out, run.module, cfg.calibration.prior)
     metrics = evaluate(run)
-    split = run.data.eval_splits[0]
+    name = f"{run.data.eval_splits[0]}/f1_macro"
     faces = run.data.faces
     facts = {"fingerprint": faces.fingerprint, "counts": faces.counts(), "skipped": faces.skipped}
     about = {"data": facts, "calibration": calibrated}
-    objective = {"name": f"{split}/f1_macro", "value": metrics[split]["f1_macro"]}
+    objective = {"name": name, "value": metrics[run.data.eval_splits[0]]["f1_macro"]}
     found = {**metrics, "objective": objective, "fit": fitted, **about}
     write_json(run.folder / "metrics.json", found)
-    show(metrics, calibrated)
-    if not run.brief:
+    if calibrated:
+        print(f"\n{tables.calibration_report(calibrated)}")
+    for split, values in metrics.items():
+        print(f"\n{tables.classification_report(split, values)}")
+    if not (in_sweep and run.cached):  # the best head of a sweep is trained again in seconds
         save(run, {**about, "metrics": metrics})
-        images = ImageLogger()
-        images.log_metrics(run.trainer, metrics)
-        if cfg.report == "full" and not run.in_sweep:
-            images.log_plots(run.trainer, write_report(run, calibrated).plots)
+        plots = write_report(run, calibrated).plots if cfg.report == "full" and not in_sweep else {}
+        trainer: Any = run.trainer  # its callbacks are not typed
+        for images in (callback for callback in trainer.callbacks if isinstance(callback, ImageLogger)):
+            images.log_plots(trainer, metrics, plots)
     settings = {"max_epochs": cfg.trainer.max_epochs, "calibration.prior": str(cfg.calibration.prior)}
     log_final(run.trainer, {**settings, **run.module.settings()}, metrics)
     return found
-
-
-def prepare(cfg: DictConfig) -> DictConfig:
-    """Return a copy with a folder to write to and Lightning's precision, after checking what no constructor does.
-
-    Raises:
-        UserError: A key has no value, or one out of its range.
-    """
-    cfg = cfg.copy()
-    with open_dict(cfg):
-        if cfg.run_dir is None:
-            cfg.run_dir = f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-        if cfg.trainer.get("precision") == "auto":
-            cfg.trainer.precision = "${auto_precision:${trainer.accelerator}}"
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError("bad-value", f"{missing[0]} has no value; give {missing[0]}=...")
-    check_choice("report", cfg.report, ("short", "full"))
-    check_integer("trainer.max_epochs", cfg.trainer.max_epochs, 1)
-    check_regex(cfg.data.report_exclude)
-    prior = cfg.calibration.prior
-    if prior not in (None, "train"):
-        check_share("calibration.prior", prior)
-    Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
-    return cfg
-
-
-def compose_run(cfg: DictConfig) -> Run:
-    """Instantiate data module, module and trainer, say what there is, and check the rules that span them.
-
-    Raises:
-        UserError: Parts do not go together, or one of them refuses its arguments.
-    """
-    data: FaceDataModule = instantiate(cfg.data)
-    if not cfg.sweep_job:  # a single run, or the first of a sweep
-        introduce(cfg, data)
-    data.faces  # noqa: B018 - read before weights are downloaded
-    module: GenderModule = instantiate(cfg.model)
-    run = Run(cfg, data, module, None)  # type: ignore[arg-type]
-    if cfg.calibration.prior is not None and data.caches(module.network):
-        unsupported = [key for key, usual in UNSUPPORTED.items() if cfg.trainer.get(key, usual) != usual]
-        keys = [f"trainer.{key}" for key in unsupported] + ["callbacks.average"] * ("average" in cfg.callbacks)
-        if keys:
-            raise UserError(
-                "conflict",
-                f"{keys[0]}: calibration trains its heads without; give calibration=none, or cached_views=0",
-            )
-    return Run(cfg, data, module, make_trainer(cfg, checkpoints=not run.brief))
-
-
-def make_trainer(cfg: DictConfig, checkpoints: bool) -> pl.Trainer:
-    """Return Lightning's trainer with its callbacks and loggers.
-
-    Raises:
-        UserError: A package is missing, or more than one device is asked for.
-    """
-    try:
-        callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
-        left_out = (() if checkpoints else (Checkpoint,)) + (() if cfg.trainer.enable_progress_bar else (ProgressBar,))
-        callbacks = [callback for callback in callbacks if not isinstance(callback, left_out)]
-        loggers = [instantiate(logger) for logger in cfg.logger.values()]
-        saving = any(isinstance(callback, Checkpoint) for callback in callbacks)
-        trainer: pl.Trainer = instantiate(
-            cfg.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=saving
-        )
-    except Exception as error:
-        cause = error.__cause__
-        if not isinstance(cause, ModuleNotFoundError):
-            raise
-        key = str(getattr(error, "full_key", "")) or "callbacks or logger"
-        raise UserError("missing-package", f"{key}: {' '.join(str(cause).split())}") from error
-    if trainer.world_size > 1:
-        raise UserError("conflict", "trainer.devices must be 1: the order of draws is that of one device")
-    return trainer
-
-
-def introduce(cfg: DictConfig, data: FaceDataModule) -> None:
-    """Print what data there are, and what the confidence will be."""
-    print(tables.describe_data(data.faces))
-    calibrating = cfg.calibration.prior is not None
-    if not calibrating and cfg.data.balanced_sampler and cfg.model.class_weight:
-        print(tables.balance_note(*data.class_counts))
-    if calibrating and cfg.sweep_job is not None:
-        print("the jobs of a sweep keep their uncalibrated heads; the best one is calibrated when it is run again")
 
 
 def fit(run: Run) -> None:
@@ -242,14 +112,6 @@ def evaluate(run: Run) -> dict[str, dict[str, Any]]:
     return metrics
 
 
-def show(metrics: dict[str, dict[str, Any]], calibrated: dict[str, Any] | None) -> None:
-    """Print the tables of a finished run."""
-    if calibrated:
-        print(f"\n{tables.calibration_report(calibrated)}")
-    for split, values in metrics.items():
-        print(f"\n{tables.classification_report(split, values)}")
-
-
 def save(run: Run, about: dict[str, Any]) -> None:
     """Write the model, and print how to predict with it."""
     hparams = run.module.hparams
@@ -267,24 +129,12 @@ def write_report(run: Run, calibrated: dict[str, Any] | None) -> report.Report:
     predictions = predict_conditions(
         network, data.views.preprocessing, data.faces.splits["val"], data.extractor(network), data.num_workers
     )
-    model = shown_path(run.folder / MODEL_NAME)
     weights = run.module.hparams["weights"]
+    model = shown_path(run.folder / MODEL_NAME)
     full = report.build(predictions, model, data.source_name, weights, data.report_exclude, calibrated)
     full.save(run.folder / "report")
     print(f"\n{tables.corruption_report(full.metrics)}\n{shown_path(run.folder / 'report' / report.PAGE)}")
     return full
-
-
-def quieten() -> None:
-    """Silence what Lightning says of things that are meant to be so."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*module.s. in eval mode at the start of training")  # that is the frozen part
-    warnings.filterwarnings("ignore", ".*does not have many workers")  # more only helps where there are more cores
-    warnings.filterwarnings("ignore", ".*exists and is not empty")  # Hydra has just made the run folder
-    warnings.filterwarnings("ignore", ".*The number of training batches")  # few steps an epoch on small data
-    warnings.filterwarnings("ignore", ".*treespec, LeafSpec")  # Lightning's own use of torch
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; what matters is whether it decodes
-    warnings.filterwarnings("ignore", "The dirpath has changed")  # a resumed run has a folder of its own
 
 
 def shown_path(path: str | Path) -> str:

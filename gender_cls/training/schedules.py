@@ -22,11 +22,7 @@ def check_rate(key: str, rate: object) -> None:
 
 
 def check_monitor(key: str, monitor: str | None, splits: Iterable[str]) -> None:
-    """Refuse to choose by the split that is only reported, or by one that is not there.
-
-    Raises:
-        UserError: `monitor` is a metric of val, or of dev where `splits` has no dev.
-    """
+    """Raise a `UserError` where `monitor` is a metric of val, which is only reported, or of a dev that is not there."""
     split = (monitor or "").partition("/")[0]
     if split == "val":
         raise UserError("conflict", f"{key}={monitor}: val is only reported, so nothing is chosen by it; give dev/loss")
@@ -37,11 +33,7 @@ def check_monitor(key: str, monitor: str | None, splits: Iterable[str]) -> None:
 def make_optimizer(
     config: Mapping[str, Any], parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 ) -> Optimizer:
-    """Return the optimizer that `config` names (`_target_` and arguments).
-
-    Raises:
-        UserError: It refuses its arguments.
-    """
+    """Return the optimizer that `config` names by `_target_`; a `UserError` says which argument it refuses."""
     try:
         optimizer: Optimizer = instantiate(config, _partial_=True)(parameters)
         return optimizer
@@ -50,11 +42,7 @@ def make_optimizer(
 
 
 def make_scheduler(config: Mapping[str, Any], optimizer: Optimizer, trainer: pl.Trainer) -> dict[str, Any]:
-    """Return Lightning's dictionary with the scheduler in it, up to the rates of `optimizer` and as long as the run.
-
-    Raises:
-        UserError: It refuses its arguments, or the run is too short for it.
-    """
+    """Return Lightning's dictionary with the scheduler in it, up to the rates of `optimizer` and as long as the run."""
     wanted = from_run(config)
     given: dict[str, Any] = {}
     if "max_lr" in wanted:
@@ -78,10 +66,7 @@ def from_run(config: Mapping[str, Any]) -> set[str]:
 
 
 def _length(trainer: Any, interval: str) -> int:
-    """Epochs or optimizer steps of the run.
-
-    Lightning's own estimate starts to read before a checkpoint has said which epoch comes.
-    """
+    # Lightning's own estimate starts to read before a checkpoint has said which epoch comes
     if interval == "epoch":
         return int(trainer.max_epochs)
     if trainer.datamodule is None:

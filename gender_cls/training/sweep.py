@@ -46,9 +46,10 @@ class SweepTable(Callback):
         best = sweep / rows[0]["job"]
         calibrating = config.calibration.prior is not None
         if not rows[0]["error"] and (calibrating or not (best / MODEL_NAME).exists()):
+            single = " hydra.mode=RUN" if "hparams_search=" in rows[0]["overrides"] else ""
             print(
                 f"the best job again, with its model and plots{', calibrated' if calibrating else ''}:\n"
-                f"{command('train')} {rows[0]['overrides']}"
+                f"{command('train')} {rows[0]['overrides']}{single}"
             )
         if any("val" in str(row["ranked by"]) for row in rows):
             print("note: ranked on val, the split that is reported: the best row flatters; data.holdout=0.1 avoids it")

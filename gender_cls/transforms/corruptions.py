@@ -5,6 +5,7 @@ depends on nothing but its arguments. Severity runs from 1 to 5; 3 is about what
 shares of the image's side, the root of its area, so that images of any size look alike.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,6 +24,9 @@ SEVERITY_CONSTANTS: dict[str, Sequence[tuple[float, ...]]] = {  # by severity, 1
     "sunny": ((0.04, 0.07), (0.09, 0.13), (0.15, 0.20), (0.22, 0.27), (0.30, 0.36)),  # range of the disc's share
 }
 SEVERITIES = range(1, 6)
+CORRUPTIONS_HASH = hashlib.blake2b(  # part of the names of feature stores
+    repr((SEVERITY_CONSTANTS, MAX_SIDE, STREAK_LENGTH)).encode(), digest_size=8
+).hexdigest()
 Corruption = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 

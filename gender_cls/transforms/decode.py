@@ -4,7 +4,8 @@ import hashlib
 import os
 import stat
 from importlib.util import find_spec
-from typing import IO, Any
+from io import BytesIO
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -57,7 +58,7 @@ def as_rgb(image: Any) -> Image.Image:
         raise ImageError(f"not an image: {type(image).__name__} {tuple(shape) if shape else ''}".rstrip()) from error
 
 
-def load_rgb(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+def load_rgb(path: str | os.PathLike[str], content: bytes | None = None) -> Image.Image:
     """Decode an image file to mode RGB.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit gray is scaled to 8 bit (Pillow's own
@@ -65,19 +66,20 @@ def load_rgb(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     as 0..255. An animation gives its first frame.
 
     Args:
-        path: Path of the file, or the file opened in binary mode.
+        path: Path of the file.
+        content: Content of the file, if it was already read.
 
     Raises:
         ImageError: The file is missing, unreadable, truncated, not an image, or has more than `MAX_PIXELS`.
     """
     try:
-        if isinstance(path, str | os.PathLike):
+        if content is None:
             mode = os.stat(path).st_mode
             if not stat.S_ISREG(mode):  # reading a pipe would never end
                 raise ImageError("is a directory" if stat.S_ISDIR(mode) else "not a regular file")
-            if os.fspath(path).lower().endswith(HEIC_SUFFIXES):
-                _register_heic()
-        with Image.open(path) as image:
+        if os.fspath(path).lower().endswith(HEIC_SUFFIXES):
+            _register_heic()  # also in worker processes
+        with Image.open(path if content is None else BytesIO(content)) as image:
             return _decoded(image)
     except ImageError:
         raise

@@ -11,19 +11,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from gender_cls.errors import UserError, check_integer, check_share
-from gender_cls.transforms.corruptions import (
-    CORRUPTIONS,
-    MAX_SIDE,
-    SEVERITIES,
-    SEVERITY_CONSTANTS,
-    STREAK_LENGTH,
-    corrupt,
-)
+from gender_cls.transforms.corruptions import CORRUPTIONS, CORRUPTIONS_HASH, SEVERITIES, corrupt
 from gender_cls.transforms.preprocessing import Preprocessing
 
-CORRUPTIONS_HASH = hashlib.blake2b(
-    repr((SEVERITY_CONSTANTS, MAX_SIDE, STREAK_LENGTH)).encode(), digest_size=8
-).hexdigest()
 MID_SEVERITY = 3  # the severity that stands for a corruption where only one is reported
 CONDITIONS = [("clean", 0)] + [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
 CLEAN = 0  # index in `CONDITIONS` of the image as it is

@@ -1,4 +1,4 @@
-"""The scripts that give the README's figures run; what they measure is not judged here."""
+"""The scripts that give the numbers of the README run; what they measure is not judged here."""
 
 import re
 import subprocess
@@ -35,8 +35,8 @@ def test_million(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_degrade() -> None:
-    assert len(re.findall(r"\d+ images/s", run("degrade.py", "--seconds", "0.01"))) == 8
+def test_corruptions() -> None:
+    assert len(re.findall(r"\d+ images/s", run("corruptions.py", "--seconds", "0.01"))) == 8
 
 
 def test_cross_validation(drawn: Path, backbone_file: Path) -> None:

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import pillow_heif
 import pyarrow.parquet
 import pytest
-from conftest import ROOT, script
+from conftest import ROOT, Fails, script
 from filelock import FileLock
 from PIL import Image
 
@@ -26,7 +26,6 @@ from gender_cls.inference.predictor import Predictor
 from gender_cls.transforms import decode
 
 MODEL = "Binary_Classification_model.pth"
-Fails = Callable[..., Any]
 
 
 @pytest.fixture
@@ -234,7 +233,7 @@ def hostile(folder: Path, image: bytes) -> dict[str, str]:
         "bomb.png": "exceeds limit", "small_bomb.png": "11000 x 10000 pixels; give from 1 to 100,000,000",
         "nan.tiff": "not finite",
         "dangling.jpg": "no such file", "loop.jpg": "too many levels of symbolic links", "pickle.png": "not an image",
-        "pipe.jpg": "no regular file",
+        "pipe.jpg": "not a regular file",
     }  # fmt: skip
 
 

@@ -5,14 +5,12 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Run, script
+from conftest import ROOT, Fails, Run, script
 from PIL import Image
 from torchvision.models import resnet18
 from torchvision.transforms import v2
@@ -231,7 +229,7 @@ def test_a_single_image_imports_nothing_heavy_but_torch(trained: Path, image: Pa
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
-def test_arguments_that_are_wrong(trained: Path, image: Path, in_tmp: Path, fails: Callable[..., Any]) -> None:
+def test_arguments_that_are_wrong(trained: Path, image: Path, in_tmp: Path, fails: Fails) -> None:
     for argument, code in {
         "sure=90": "renamed", "min_confidence=0.9": "bad-value", "prior=80%": "bad-value", "prior=1": "bad-value",
         "precision=fp16": "bad-value", "model=no.pth": "not-found",

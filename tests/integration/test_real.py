@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY
 
-from gender_cls.data.validation import check
 from gender_cls.data.sources import folder
+from gender_cls.data.validation import check
 
 FACECOM = ROOT.parent / "shared" / "data" / "facecom"
 
@@ -44,8 +44,9 @@ def test_facecom_is_what_it_is_known_to_be() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a process group")
 def test_ctrl_c_leaves_the_last_whole_epoch(drawn: Path, tmp_path: Path) -> None:
     """The real command, its worker processes and the real signal."""
-    arguments = [f"data.root={drawn}", *TINY[:2], "data.num_workers=2", "trainer.accelerator=cpu", "model.weights=null"]
-    command = [sys.executable, str(ROOT / "train.py"), *arguments, "hydra.run.dir=runs/my run", "trainer.max_epochs=1000"]
+    overrides = [f"data.root={drawn}", *TINY[:2], "data.num_workers=2", "trainer.accelerator=cpu", "model.weights=null"]
+    overrides += ["hydra.run.dir=runs/my run", "trainer.max_epochs=1000"]
+    command = [sys.executable, str(ROOT / "train.py"), *overrides]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as run:

@@ -3,29 +3,34 @@
 import csv
 import json
 import math
+import random
 import re
 import shlex
+from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import ROOT, Run, script
+from conftest import ROOT, Fails, Run, script
 from hydra import compose, initialize_config_dir
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torchvision.models import resnet18
 
-from gender_cls.training import module
-from gender_cls.data.validation import check
-from gender_cls.data.datamodule import DrawSampler
-from gender_cls.transforms.decode import load_rgb
+from gender_cls.data.sampler import DrawSampler
 from gender_cls.data.sources import folder
+from gender_cls.data.validation import check
+from gender_cls.training import crossfit, module
+from gender_cls.training.compose import Run as Job
+from gender_cls.training.run import evaluate
+from gender_cls.transforms.decode import load_rgb
 from gender_cls.transforms.preprocessing import Preprocessing
-from gender_cls.transforms.views import TrainingViews
+from gender_cls.transforms.views import Augmentation, TrainingViews
 
 PATTERN = r"^(.+)_\d{4}$"
 
@@ -43,7 +48,7 @@ def test_a_run_leaves_everything(trained: Path) -> None:
     left = {path.name for path in trained.iterdir() if not path.name.startswith("events")}
     assert left >= {"metrics.json", "last.ckpt", "Binary_Classification_model.pth", "Binary_Classification_model.json"}
     assert (trained / ".hydra" / "config.yaml").exists()
-    assert not list(trained.glob("*.part"))
+    assert not list(trained.rglob("*.part*"))
     assert (trained / "last.ckpt").stat().st_size < 1e5  # the frozen backbone is not in it
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["objective"] == {"name": "dev/f1_macro", "value": metrics["dev"]["f1_macro"]}
@@ -62,7 +67,9 @@ def test_a_run_says_what_a_person_wants_to_know(trained: Path) -> None:
     said = (trained.parent.parent / "stdout.txt").read_text()
     assert "female = 0, male = 1" in said
     assert re.search(r"val +female +12 ", said)
-    assert re.search(r"macro-F1 [\d.]+, 95 % interval [\d.]+ to [\d.]+ \(2000 bootstrap draws of \d+ people\)", said)
+    assert re.search(
+        r"macro-F1 [\d.]+, 95 % interval [\d.]+ to [\d.]+ \(2000 bootstrap samples of \d+ identities\)", said
+    )
     assert "python predict.py model=" in said
     warned = (trained.parent.parent / "stderr.txt").read_text()
     assert warned == ""
@@ -70,7 +77,7 @@ def test_a_run_says_what_a_person_wants_to_know(trained: Path) -> None:
     assert "val/f1_macro=" in said
 
 
-def test_tensorboard_has_every_figure(trained: Path) -> None:
+def test_tensorboard_has_every_metric_and_plot(trained: Path) -> None:
     events = EventAccumulator(str(trained), size_guidance={"images": 0}).Reload()
     scalars = set(events.Tags()["scalars"])
     for split in ("dev", "val"):
@@ -85,7 +92,7 @@ def test_tensorboard_has_every_figure(trained: Path) -> None:
 
 @pytest.mark.parametrize("views", [0, 2])
 def test_same_seed_same_head_whatever_the_workers(views: int, train: Run) -> None:
-    arguments = ("trainer.max_epochs=2", "data.holdout=0", f"views={views}")
+    arguments = ("trainer.max_epochs=2", "data.holdout=0", f"cached_views={views}")
     runs = [train(*arguments, f"data.num_workers={n}", f"features.dir=store{n}", name=str(n)) for n in (0, 1, 2)]
     assert same(runs[0], runs[1])
     assert same(runs[0], runs[2])
@@ -93,16 +100,16 @@ def test_same_seed_same_head_whatever_the_workers(views: int, train: Run) -> Non
 
 
 AVERAGE = "+callbacks.average={_target_: gender_cls.training.ema.WeightAverage, decay: 0.9}"
-COSINE = "model.scheduler={_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 3}"
-ONE_CYCLE = "model.scheduler={_target_: torch.optim.lr_scheduler.OneCycleLR, _partial_: true, pct_start: 0.3}"
+ONE_CYCLE = ("model/scheduler=one_cycle", "model.scheduler.scheduler.pct_start=0.3")
 
 
 @pytest.mark.parametrize(
     "how",
     [
-        ["views=0", COSINE],
-        ["views=4", COSINE],
-        pytest.param(["model.trainable=layer4", ONE_CYCLE, AVERAGE, "model.backbone_lr=1e-3"], marks=pytest.mark.slow),
+        ["cached_views=0", "model/scheduler=cosine"],
+        ["cached_views=4", "model/scheduler=cosine"],
+        pytest.param(["cached_views=4", "model/scheduler=plateau"], marks=pytest.mark.slow),
+        pytest.param(["model.trainable=layer4", *ONE_CYCLE, AVERAGE, "model.backbone_lr=1e-3"], marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_in_an_epoch_and_resumed_is_uninterrupted(
@@ -112,7 +119,7 @@ def test_interrupted_in_an_epoch_and_resumed_is_uninterrupted(
     whole = train(*arguments, name="whole")
     step = module.GenderModule.training_step
 
-    def interrupt(self: module.GenderModule, batch: module.Batch, batch_idx: int) -> torch.Tensor:
+    def interrupt(self: module.GenderModule, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor | None:
         if (self.current_epoch, batch_idx) == (1, 3):
             raise KeyboardInterrupt
         return step(self, batch, batch_idx)
@@ -143,19 +150,21 @@ def test_interrupted_in_the_first_epoch_says_that_nothing_is_left(
     assert "stopped in epoch 1; no checkpoint is saved yet" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("how", [("views=0",), ("views=20", "features.precision=fp32", "features.dtype=float32")])
+@pytest.mark.parametrize(
+    "how", [("cached_views=0",), ("cached_views=20", "features.precision=fp32", "features.dtype=float32")]
+)
 def test_a_plain_loop_finds_the_same_head(how: tuple[str, ...], train: Run, drawn: Path, backbone_file: Path) -> None:
     """The recipe as people write it, on the project's order and views, computed online or stored."""
     epochs = 3
     run = train(
-        "experiment=seed", f"data.root={drawn}", f"model.weights={backbone_file}", f"trainer.max_epochs={epochs}",
+        "experiment=baseline", f"data.root={drawn}", f"model.weights={backbone_file}", f"trainer.max_epochs={epochs}",
         "model.optimizer.lr=0.003", *how,
     )  # fmt: skip
     faces = check(folder(drawn), PATTERN).splits["train"]
     labels = torch.tensor([float(face.label) for face in faces])
     counts = torch.bincount(labels.long())
     preprocessing = Preprocessing(size=32)
-    views_of = TrainingViews(preprocessing, 0.5, (0.2, 0.2, 0.2), 3)
+    views_of = TrainingViews(preprocessing, Augmentation(flip=0.5, jitter=(0.2, 0.2, 0.2), blur=3))
 
     torch.manual_seed(0)
     net = resnet18(weights=None)
@@ -179,7 +188,7 @@ def test_a_plain_loop_finds_the_same_head(how: tuple[str, ...], train: Run, draw
             optimizer.step()
     assert most <= 20  # as many views as are stored, at most
     for name, value in head(run).items():
-        assert torch.allclose(net.state_dict()[name], value, rtol=0, atol=1e-5 if "views=0" in how else 1e-4)
+        assert torch.allclose(net.state_dict()[name], value, rtol=0, atol=1e-5 if "cached_views=0" in how else 1e-4)
 
 
 def test_the_backbone_is_bit_equal_after_a_fit(
@@ -188,13 +197,13 @@ def test_the_backbone_is_bit_equal_after_a_fit(
     """BatchNorm statistics included, also when someone calls train() in the middle of it."""
     step = module.GenderModule.training_step
 
-    def meddle(self: module.GenderModule, batch: module.Batch, batch_idx: int) -> torch.Tensor:
+    def meddle(self: module.GenderModule, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor | None:
         self.train()
         self.network.backbone.requires_grad_(True)  # not even so: the features are computed without a gradient
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(module.GenderModule, "training_step", meddle)
-    run = train(f"model.weights={backbone_file}", "trainer.max_epochs=2", "views=0")
+    run = train(f"model.weights={backbone_file}", "trainer.max_epochs=2", "cached_views=0")
     before = torch.load(backbone_file, weights_only=True)
     after = torch.load(run / "Binary_Classification_model.pth", weights_only=True)
     assert set(before) == set(after)
@@ -248,7 +257,7 @@ def test_a_sweep_ends_with_one_table(train: Run, in_tmp: Path, capsys: pytest.Ca
 def test_rows_of_a_sweep_are_written_as_jobs_end(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     step = module.GenderModule.training_step
 
-    def interrupt(self: module.GenderModule, batch: module.Batch, batch_idx: int) -> torch.Tensor:
+    def interrupt(self: module.GenderModule, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor | None:
         if Path("sweep/sweep.csv").exists():
             raise KeyboardInterrupt
         return step(self, batch, batch_idx)
@@ -260,16 +269,122 @@ def test_rows_of_a_sweep_are_written_as_jobs_end(train: Run, monkeypatch: pytest
         assert [row["job"] for row in csv.DictReader(file)] == ["0"]
 
 
-def config_files() -> list[Any]:
-    files = sorted((ROOT / "conf").glob("*/*.yaml"))
-    files = [file for file in files if file.parent.name != "experiment_model"]  # chosen by two others, see below
-    choices = [f"{file.parent.name}={file.stem}" for file in files if not file.stem.startswith("_")]
-    reported = ("experiment=finetune", "experiment=robust")  # the full report takes its time
-    return [pytest.param(choice, marks=[pytest.mark.slow] if choice in reported else []) for choice in choices]
+def test_a_bug_is_shown_whole(train: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def break_down(*_: object) -> None:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr("gender_cls.training.run.evaluate", break_down)
+    with pytest.raises(SystemExit) as stop:
+        train("trainer.max_epochs=1")
+    assert stop.value.code == 1
+    shown = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in shown
+    assert "in break_down" in shown  # where it was raised
+    assert "RuntimeError: no such luck" in shown
+    assert "error: " not in shown  # which is what a user can mend
 
 
-@pytest.mark.parametrize("choice", config_files())
-def test_every_config_composes_and_runs(choice: str, train: Run, drawn: Path, in_tmp: Path) -> None:
+def test_a_bug_in_a_job_is_shown_whole_and_the_sweep_goes_on(
+    train: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def break_down(job: Job) -> dict[str, dict[str, Any]]:
+        if job.cfg.seed == 1:
+            raise RuntimeError("no such\nluck")
+        return evaluate(job)
+
+    monkeypatch.setattr("gender_cls.training.run.evaluate", break_down)
+    with pytest.raises(SystemExit, match="1 of 2 jobs failed"):
+        train("-m", "seed=1,2", "trainer.max_epochs=1", "hydra.sweep.dir=sweep")
+    shown = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in shown
+    assert "in break_down" in shown
+    with open("sweep/sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["job"], row["error"]) for row in rows] == [("1", ""), ("0", "RuntimeError: no such luck")]
+    assert float(rows[0]["score"]) == json.loads(Path("sweep/1/metrics.json").read_text())["objective"]["value"]
+
+
+def config_groups() -> dict[str, list[str]]:
+    """Choices of each group, found as files; a group without a default may be left out."""
+    files = sorted((ROOT / "conf").glob("*/**/*.yaml"))
+    groups: dict[str, list[str]] = {}
+    for file in files:
+        group = file.parent.relative_to(ROOT / "conf").as_posix()
+        if not file.stem.startswith("_"):
+            groups.setdefault(group, []).append(f"{group}={file.stem}")
+    for group in ("experiment", "debug", "hparams_search"):
+        groups[group].append(f"{group}=null")
+    return groups
+
+
+NEEDED = {  # packages that are not among those of `dev`
+    "logger=wandb": "wandb",
+    "logger=mlflow": "mlflow",
+    "callbacks=rich_progress_bar": "rich",
+    "hparams_search=optuna": "hydra_plugins.hydra_optuna_sweeper",
+}
+
+
+def lacks(choice: str) -> bool:
+    try:
+        return choice in NEEDED and not find_spec(NEEDED[choice])
+    except ModuleNotFoundError:  # not even its parent
+        return True
+
+
+def pairs(choices: list[str]) -> set[frozenset[str]]:
+    return set(map(frozenset, combinations(choices, 2)))
+
+
+def covering() -> list[list[str]]:
+    """Combinations, one choice from each group, such that any two choices of two groups meet in one of them."""
+    composable = [[choice for choice in of_group if choice != "hparams_search=optuna"] for of_group in
+                  config_groups().values()]  # fmt: skip
+    left = pairs([choice for of_group in composable for choice in of_group])
+    left -= set().union(*map(pairs, composable))
+    generator, rows = random.Random(0), []
+    while left:
+        candidates = [[generator.choice(of_group) for of_group in composable] for _ in range(50)]
+        rows.append(max(candidates, key=lambda row: len(left & pairs(row))))
+        left -= pairs(rows[-1])
+    return rows
+
+
+def test_any_two_choices_compose() -> None:
+    groups = config_groups()
+    assert groups.keys() >= {"model", "model/optimizer", "model/scheduler", "data", "logger", "callbacks", "debug"}
+    rows = covering()
+    every = {choice for of_group in groups.values() for choice in of_group}
+    assert {choice for row in rows for choice in row} == every - {"hparams_search=optuna"}
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for row in rows:
+            chosen = [choice for choice in row if not choice.endswith("=null")]
+            cfg = compose("train", [*chosen, *(["data.csv=faces.csv"] if "data=manifest" in row else [])])
+            whole = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+            assert isinstance(whole, dict)
+            assert whole["model"]["optimizer"]["lr"] > 0
+
+
+@pytest.mark.skipif(lacks("hparams_search=optuna"), reason="the extra optuna is not installed")
+def test_the_search_by_optuna_composes() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", ["hparams_search=optuna"], return_hydra_config=True)
+    assert cfg.hydra.sweeper.direction == "maximize"
+    assert cfg.data.holdout == 0.1
+
+
+def runnable() -> list[Any]:
+    reported = ("experiment=finetune", "experiment=robust", "experiment=robust_efficientnet_lite0")  # they take time
+    choices = sorted(choice for of_group in config_groups().values() for choice in of_group)
+    marks = {choice: [pytest.mark.slow] for choice in (*reported, "hparams_search=grid", "hparams_search=optuna")}
+    for choice in NEEDED:
+        skip = pytest.mark.skipif(lacks(choice), reason=f"{NEEDED[choice]} is not installed")
+        marks[choice] = [*marks.get(choice, []), skip]
+    return [pytest.param(choice, marks=marks.get(choice, [])) for choice in choices if not choice.endswith("=null")]
+
+
+@pytest.mark.parametrize("choice", runnable())
+def test_every_config_runs(choice: str, train: Run, drawn: Path, in_tmp: Path) -> None:
     arguments = [choice, "trainer.max_epochs=1"]
     if choice == "data=manifest":
         lines = [f"{path},{path.parent.name}" for path in sorted(drawn.glob("*/*/*.jpg"))]
@@ -277,28 +392,142 @@ def test_every_config_composes_and_runs(choice: str, train: Run, drawn: Path, in
         arguments.append("data.csv=faces.csv")
     if choice in ("data=demo", "experiment=demo"):
         arguments += ["data.root=drawings", "data.train=[10,20]", "data.val=[4,6]", "data.side=48"]
-    run = train(*arguments)
-    assert not math.isnan(json.loads((run / "metrics.json").read_text())["val"]["f1_macro"])
+    if choice == "model/scheduler=one_cycle":
+        arguments.append("model.scheduler.scheduler.pct_start=0.5")  # of six steps
+    if choice == "logger=wandb":
+        arguments.append("logger.wandb.offline=true")
+    if choice == "hparams_search=optuna":
+        arguments.append("hydra.sweeper.n_trials=2")
+    if choice.startswith("hparams_search"):
+        arguments.append("hydra.sweep.dir=runs/sweep")
+    folder = train(*arguments)
+    metrics = [json.loads(path.read_text()) for path in folder.parent.glob("**/metrics.json")]
+    assert len(metrics) == {"hparams_search=grid": 6, "hparams_search=optuna": 2}.get(choice, 1)
+    assert not any(math.isnan(each["val"]["f1_macro"]) for each in metrics)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("views=8", "cached_views"),
+        ("degrade=facecom", "corruption"),
+        ("degrade.share=0.5", "corruption"),
+        ("experiment=seed", "experiment=baseline"),
+        ("data.without=x", "data.report_exclude"),
+        ("data.source=x", "data=task_a, manifest or demo"),
+        ("model.scheduler={_target_: torch.optim.lr_scheduler.CosineAnnealingLR, T_max: 3}", "model/scheduler=cosine"),
+        ("+views=8", "cached_views"),
+    ],
+)
+def test_old_names_of_options_are_refused(old: str, new: str, train: Run, fails: Fails) -> None:
+    failure = fails(train, old)
+    assert failure.code == "renamed"
+    assert old in failure.line
+    assert new in failure.line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "way_out"),
+    [
+        (("callbacks=early_stopping", "callbacks.early_stopping.monitor=val/f1_macro"), "EarlyStopping", "dev/loss"),
+        (("callbacks=early_stopping", "data.holdout=0"), "EarlyStopping", "data.holdout=0.1"),
+        (("model/scheduler=plateau", "model.scheduler.monitor=val/loss"), "model.scheduler.monitor", "dev/loss"),
+        (("model/scheduler=plateau", "data.holdout=0"), "model.scheduler", "data.holdout=0.1"),
+    ],
+)
+def test_nothing_is_chosen_by_val_or_by_a_dev_that_is_not_there(
+    overrides: tuple[str, ...], key: str, way_out: str, train: Run, fails: Fails
+) -> None:
+    failure = fails(train, *overrides, "trainer.max_epochs=1")
+    assert failure.code == "conflict"
+    assert f"{key}=" in failure.line
+    assert way_out in failure.line
+
+
+def test_early_stopping_stops_early_and_the_folds_train_as_long(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_head = crossfit.train_head
+    updates: list[int] = []
+
+    class Counter:
+        def update(self) -> None:
+            updates[-1] += 1
+
+    def count(head: nn.Linear, data: Any, sampler: DrawSampler, trained: module.GenderModule, bar: object) -> None:
+        updates.append(0)
+        train_head(head, data, sampler, trained, Counter())
+
+    monkeypatch.setattr(crossfit, "train_head", count)
+    folder = train(
+        "callbacks=early_stopping", "callbacks.early_stopping.patience=2", "calibration=platt", "trainer.max_epochs=50",
+        "data.holdout=0.2", "model.optimizer.lr=1e-9",
+    )  # fmt: skip
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["fit"]["epochs"] == 3  # the first, and two that are no better
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    assert len(updates) == 5
+    assert set(updates) == {checkpoint["global_step"]} == {sum(steps for steps, _ in checkpoint["steps"])}
+    assert metrics["calibration"]["slope"] > 0
+
+
+def test_the_csv_logger_keeps_every_scalar(train: Run) -> None:
+    folder = train("logger=csv", "trainer.max_epochs=2", "data.holdout=0.2")
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    kept = {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for split in ("dev", "val"):
+        names = ["loss", "f1_macro", "f1_female", "f1_male", "accuracy"]
+        names += [f"{name}_{label}" for name in ("precision", "recall") for label in ("female", "male")]
+        for name in names:
+            assert len(kept[f"{split}/{name}"]) == 2  # one an epoch
+        for name in ("f1_macro", "f1_female", "f1_male", "accuracy"):
+            assert kept[f"final/{split}_{name}"] == [pytest.approx(metrics[split][name])]
+    assert [len(kept[name]) for name in ("train/loss", "train/loss_step", "lr-Adam")] == [2, 1, 2]
+    assert set(kept["lr-Adam"]) == {1e-4}
+    assert (folder / "hparams.yaml").exists()
+
+
+@pytest.mark.parametrize("choice", ["logger=wandb", "logger=mlflow", "callbacks=rich_progress_bar"])
+def test_a_package_that_is_missing(choice: str, train: Run, fails: Fails) -> None:
+    if not lacks(choice):
+        pytest.skip(f"{NEEDED[choice]} is installed")
+    failure = fails(train, choice, "trainer.max_epochs=1")
+    assert failure.code == "missing-package"
+    assert choice.replace("=", ".").split(".")[0] in failure.line
+    assert re.search(rf"pip install .*{NEEDED[choice]}", failure.line)
+
+
+@pytest.mark.skipif(not lacks("hparams_search=optuna"), reason="the extra optuna is installed")
+def test_the_search_by_optuna_needs_an_extra(train: Run, fails: Fails) -> None:
+    failure = fails(train, "hparams_search=optuna")
+    assert failure.code == "missing-package"
+    assert "hparams_search=optuna" in failure.line
+    assert 'pip install -e ".[optuna]"' in failure.line
 
 
 def test_an_experiment_may_do_otherwise_with_one_model() -> None:
-    arguments = ["experiment=robust", "model=efficientnet_lite0"]
+    robust, other = "experiment=robust", "experiment=robust_efficientnet_lite0"
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        configs = [compose("train", some) for some in (arguments[:1], arguments, [*arguments, "model.optimizer.lr=1"])]
+        configs = [compose("train", some) for some in ([robust], [other], [other, "model.optimizer.lr=1"])]
     assert [cfg.model.optimizer.lr for cfg in configs] == [1e-2, 2e-3, 1]
+    assert [cfg.model.backbone for cfg in configs] == ["resnet18", "efficientnet_lite0", "efficientnet_lite0"]
+    alike = [OmegaConf.to_container(cfg.data, resolve=False) for cfg in configs[:2]]
+    assert alike[0] == alike[1]
 
 
-def test_the_seed_experiment_is_the_recipe() -> None:
+def test_the_baseline_experiment_is_the_recipe() -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", ["experiment=seed"])
-    assert cfg.data.source["_target_"] == "gender_cls.data.sources.folder"
+        cfg = compose("train", ["experiment=baseline"])
+    assert cfg.data["_target_"] == "gender_cls.data.datamodule.FolderDataModule"
     assert (cfg.data.root, cfg.data.holdout, cfg.data.batch_size, cfg.data.size) == ("Task_A_Dataset", 0, 32, 224)
-    assert cfg.data.augment == {"scale": None, "size": None, "flip": 0.5, "jitter": [0.2, 0.2, 0.2], "blur": 3}
+    augment = {"scale": None, "size": None, "flip": 0.5, "jitter": [0.2, 0.2, 0.2], "blur": 3}
+    assert cfg.data.augment == {"_target_": "gender_cls.transforms.views.Augmentation", **augment}
     assert cfg.data.balanced_sampler
+    assert cfg.corruption.share == 0
     assert (cfg.model.backbone, cfg.model.trainable, cfg.model.label_smoothing) == ("resnet18", "head", 0)
     assert (cfg.model.weights, cfg.model.class_weight, cfg.model.scheduler) == ("IMAGENET1K_V1", True, None)
     assert cfg.model.optimizer == {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 1e-4}
-    assert (cfg.trainer.max_epochs, cfg.views) == (30, 30)
+    assert (cfg.trainer.max_epochs, cfg.cached_views) == (30, 30)
 
 
 def test_an_experiment_wins_over_defaults_and_the_command_line_over_it() -> None:
@@ -313,4 +542,4 @@ def test_help_answers_a_newcomer(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "experiment=demo" in said
     assert """'data.root="my photos (1)"'""" in said  # how to quote
-    assert "experiment: demo, finetune, robust, seed" in said
+    assert "experiment: baseline, demo, finetune, robust, robust_efficientnet_lite0" in said

@@ -1,315 +1,90 @@
-"""The store of frozen features: what names it, that only what is missing is computed, and that nothing breaks it."""
+"""The store of frozen features: what names it, what it finds, and that nothing breaks it."""
 
+import logging
+import os
 import re
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
-from gender_cls.features import extractor as features
-from gender_cls.data.validation import check
-from gender_cls.data.datasets import FeatureDataset
 from gender_cls.errors import UserError
-from gender_cls.features.extractor import Extractor, Images
-from gender_cls.models.network import GenderNet
-from gender_cls.data.sources import folder
-from gender_cls.features.store import DIGEST, Store, main
+from gender_cls.features.store import ABOUT, DIGEST, Store, main
 from gender_cls.transforms.preprocessing import Preprocessing
-from gender_cls.transforms.views import CONDITIONS, RandomCorruption, EvaluationViews, TrainingViews, Views
+from gender_cls.transforms.views import EvaluationViews, RandomCorruption, TrainingViews
 
-COLUMNS = (0, 1, 2, 3, 4)
-
-
-class How:
-    """An extractor and the views it is asked for."""
-
-    def __init__(self, extractor: Extractor, views: Views) -> None:
-        self.extractor = extractor
-        self.views = views
-        self.store = extractor.store(views)
-
-    def compute(self, images: Images, columns: tuple[int, ...] = COLUMNS, num_workers: int = 0) -> int:
-        """How many features have come."""
-        digests = np.array(list(images), dtype=DIGEST)
-
-        def stored(store: Store) -> int:
-            return sum(int((store.find(digests, column) >= 0).sum()) for column in columns)
-
-        before = stored(self.extractor.store(self.views))
-        self.store = self.extractor.compute(self.views, images, dict.fromkeys(images, columns), num_workers)
-        return stored(self.store) - before
-
-
-Make = Callable[..., How]
-
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "SHARD_PICTURES", 10)
-
-
-@pytest.fixture(scope="module")
-def network(backbone_file: Path) -> GenderNet:
-    return GenderNet(str(backbone_file))
+DIGESTS = np.array([f"{number:032x}".encode() for number in range(48)], dtype=DIGEST)
+Make = Callable[..., Store]
 
 
 @pytest.fixture
-def make(network: GenderNet, tmp_path: Path) -> Make:
-    def how(net: GenderNet = network, where: str = "store", **given: Any) -> How:
-        preprocessing = Preprocessing(**{"size": 32} | given.pop("preprocessing", {}))
-        of_extractor = {key: given.pop(key) for key in ("dtype", "engine", "precision") if key in given}
-        views = TrainingViews(preprocessing, **{"flip": 0.5, "jitter": (0.2, 0.2, 0.2), "blur": 3} | given)
-        return How(Extractor(net, tmp_path / where, **{"precision": "fp32"} | of_extractor), views)
+def make(tmp_path: Path) -> Make:
+    def store(seed: int = 0) -> Store:
+        return Store(tmp_path / "store", {"of": "training", "view_seed": seed})
 
-    return how
+    return store
 
 
-def wanted(root: Path) -> Images:
-    return {face.digest.encode(): face.path for face in check(folder(root), None).splits["train"]}
+def write(store: Store, columns: tuple[int, ...], digests: np.ndarray = DIGESTS) -> torch.Tensor:
+    features = torch.rand(len(digests), len(columns), 512).half()
+    store.write(digests, columns, features)
+    store.open()
+    return features.float()
 
 
-def read(store: Store, images: Images, column: int) -> torch.Tensor:
-    places = store.find(np.array(list(images), dtype=DIGEST), column)
-    assert (places >= 0).all()
-    return store.read(places)
+def test_names_are_those_of_older_versions(tmp_path: Path) -> None:
+    """Stored features stay valid."""
+    how = {"precision": "bf16", "dtype": "float16", "engine": "torch", "version": 1}
+    preprocessing = Preprocessing(crop=0.8, median=True)
+    views = (
+        EvaluationViews(preprocessing),
+        TrainingViews(preprocessing),
+        TrainingViews(preprocessing, corruption=RandomCorruption(0.5, 0.3), seed=7),
+    )
+    names = [Store(tmp_path, {"backbone": "0123456789abcdef", **each.facts, **how}).folder.name for each in views]
+    assert names == ["af3cb9f7c02e5063", "562a2bc64fd6071d", "92ef90e608afa0ae"]
 
 
-def shards(store: Path) -> dict[str, torch.Tensor]:
-    return {path.name: torch.load(path, weights_only=True)["features"] for path in store.glob("*/*.pt")}
-
-
-def test_stored_features_are_those_of_the_network(drawn: Path, make: Make, network: GenderNet) -> None:
-    how = make(dtype="float32")
-    images = wanted(drawn)
-    assert how.compute(images) == 48 * 5
-    digest, path = list(images.items())[7]
-    views = how.views(features.load_rgb(path), digest.decode(), COLUMNS)
-    expected = network.features(how.views.preprocessing.normalize(views))
-    for column, row in zip(COLUMNS, expected):
-        assert torch.allclose(read(how.store, images, column)[7], row, rtol=1e-4, atol=1e-5)
-    halves = make()
-    halves.compute(images)
-    assert torch.equal(read(halves.store, images, 2), read(how.store, images, 2).half().float())
-
-
-def test_bf16_is_close_to_fp32(drawn: Path, make: Make) -> None:
-    images = wanted(drawn)
-    exact, fast = make(), make(precision="bf16")
-    exact.compute(images, (0,))
-    fast.compute(images, (0,))
-    one, other = (read(how.store, images, 0) for how in (exact, fast))
-    assert not torch.equal(one, other)
-    assert torch.nn.functional.cosine_similarity(one, other).min() > 0.999
-
-
-@pytest.mark.skipif(not features.find_spec("openvino"), reason="the extra `fast` is not installed")
-def test_openvino_gives_the_same_features(drawn: Path, make: Make) -> None:
-    images = wanted(drawn)
-    how, other = make(), make(engine="openvino")
-    assert other.store.folder != how.store.folder
-    how.compute(images, (0,))
-    other.compute(images, (0,), num_workers=1)
-    one, two = (read(each.store, images, 0) for each in (how, other))
-    assert torch.allclose(one, two, rtol=2e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"net": None}, {"dtype": "float32"}, {"precision": "bf16"}, {"flip": 0.9}, {"jitter": (0.2, 0.2, 0.3)},
-        {"blur": 5}, {"seed": 1}, {"degrading": RandomCorruption(1.0)}, {"preprocessing": {"crop": 0.8}},
-        {"preprocessing": {"size": 40}}, {"preprocessing": {"interpolation": "bicubic"}},
-        {"preprocessing": {"mean": (0.5, 0.5, 0.5)}}, {"preprocessing": {"std": (0.5, 0.5, 0.5)}},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_each_part_of_the_name_alone_leads_to_other_features(change: dict[str, Any], drawn: Path, make: Make) -> None:
-    change = {key: GenderNet(None) if key == "net" else value for key, value in change.items()}
-    images = wanted(drawn)
-    one, other = make(), make(**change)
-    assert one.store.folder != other.store.folder
-    assert one.compute(images, (0,)) == other.compute(images, (0,)) == 48
-    assert not torch.equal(read(one.store, images, 0), read(other.store, images, 0))
-
-
-def test_an_added_picture_computes_one_picture_and_a_changed_one_too(faces: Path, make: Make) -> None:
-    assert make().compute(wanted(faces)) == 48 * 5
-    assert make().compute(wanted(faces)) == 0
-    first, second, *_ = sorted((faces / "train" / "male").iterdir())
-    image = features.load_rgb(first).rotate(90)
-    image.save(faces / "train" / "male" / "zz_0001.png")
-    assert make().compute(wanted(faces)) == 5
-    image.rotate(90).save(second)  # the same name, another content
-    assert make().compute(wanted(faces)) == 5
-
-
-def test_more_views_compute_the_further_ones_alone(drawn: Path, make: Make) -> None:
-    how = make()
-    assert how.compute(wanted(drawn), tuple(range(5))) == 48 * 5
-    before = read(how.store, wanted(drawn), 2)
-    assert make().compute(wanted(drawn), tuple(range(9))) == 48 * 4
-    how.store.open()
-    assert torch.equal(read(how.store, wanted(drawn), 2), before)
-    whole = make(where="at_once")
-    whole.compute(wanted(drawn), tuple(range(9)))
-    for column in range(9):
-        one, other = read(whole.store, wanted(drawn), column), read(how.store, wanted(drawn), column)
-        assert torch.allclose(one, other, rtol=2e-3, atol=1e-4)  # float16, in other batches
-
-
-def test_a_truncated_shard_is_noticed_and_rebuilt(drawn: Path, make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    how = make()
-    how.compute(wanted(drawn))
-    before = shards(how.store.folder.parent)
-    broken = sorted(how.store.folder.glob("*.pt"))[1]
-    rows = len(before[broken.name])
-    broken.write_bytes(broken.read_bytes()[:-1000])
+def test_what_is_written_is_found_and_read(make: Make) -> None:
+    store = make()
+    features = write(store, (0, 3), DIGESTS[5:9])
+    for place, column in enumerate((0, 3)):
+        places = store.find(DIGESTS[4:8], column)
+        assert (places < 0).tolist() == [True, False, False, False]
+        assert torch.equal(store.read(places[1:]), features[:3, place])
+    assert (store.find(DIGESTS, 1) < 0).all()
     again = make()
-    assert f"{broken} is damaged" in caplog.text
-    assert broken.exists()  # it is deleted by who holds the lock
-    assert again.compute(wanted(drawn)) == rows
-    after = shards(how.store.folder.parent)
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(again.read(again.find(DIGESTS[5:9], 3)), features[:, 1])
 
 
-def test_for_a_gpu_the_workers_make_views_and_the_process_the_features(drawn: Path, make: Make) -> None:
-    on_cpu, as_on_gpu = make(), make(where="gpu")
-    as_on_gpu.extractor.device = torch.device("cuda")  # where it runs is left to the CPU
-    assert as_on_gpu.compute(wanted(drawn), num_workers=2) == on_cpu.compute(wanted(drawn)) == 48 * 5
-    for column in COLUMNS:
-        one, other = read(on_cpu.store, wanted(drawn), column), read(as_on_gpu.store, wanted(drawn), column)
-        assert torch.allclose(one, other, rtol=2e-3, atol=1e-4)  # float16, in other batches
+def test_places_stay_right_while_the_store_grows(make: Make) -> None:
+    store = make()
+    write(store, (1,))
+    places = store.find(DIGESTS, 1)
+    before = store.read(places)
+    write(store, (0, 2, 3, 4, 5, 6))
+    write(store, (1,), np.array([b"f" * 32], dtype=DIGEST))
+    assert torch.equal(store.read(places), before)
 
 
-def test_places_stay_right_while_the_store_grows(drawn: Path, make: Make) -> None:
-    how = make()
-    images = wanted(drawn)
-    how.compute(images, (1,))
-    places = how.store.find(np.array(list(images), dtype=DIGEST), 1)
-    before = how.store.read(places)
-    how.compute(images, tuple(range(7)))
-    assert torch.equal(how.store.read(places), before)
+def test_a_shard_that_is_still_written_is_not_read(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    store = make()
+    write(store, (0,))
+    (shard,) = store.folder.glob("*.pt")
+    for unfinished in (f".{shard.stem}.part-1.pt", f"{shard.stem}.part"):  # the second as older versions named it
+        (store.folder / unfinished).write_bytes(shard.read_bytes()[:1000])
+    with caplog.at_level(logging.WARNING):
+        assert (make().find(DIGESTS, 0) >= 0).all()
+    assert not caplog.text
+    with make().lock():
+        assert {path.name for path in store.folder.iterdir()} == {ABOUT, "lock", shard.name}
 
 
-def test_a_picture_that_changes_after_the_check_is_left_out_and_said(
-    faces: Path, make: Make, caplog: pytest.LogCaptureFixture
-) -> None:
-    images = wanted(faces)
-    path, other = list(images.values())[3:5]
-    Path(path).write_bytes(Path(other).read_bytes())
-    how = make()
-    how.compute(images)
-    assert f"left out: {path}: changed since it was checked" in caplog.text
-    assert (how.store.find(np.array(list(images), dtype=DIGEST), 0) < 0).nonzero()[0].tolist() == [3]
-
-
-def test_a_picture_that_goes_missing_is_left_out_and_said(
-    faces: Path, make: Make, caplog: pytest.LogCaptureFixture
-) -> None:
-    images = wanted(faces)
-    paths = list(images.values())
-    for path in paths[20:31]:  # a whole shard of them, and one more
-        Path(path).unlink()
-    how = make()
-    how.compute(images)
-    assert f"left out: {paths[25]}" in caplog.text
-    digests = np.array(list(images), dtype=DIGEST)
-    assert (how.store.find(digests, 0) < 0).nonzero()[0].tolist() == list(range(20, 31))
-    split = type("Faces", (), {"labels": np.arange(48, dtype=np.int8) % 2, "digests": digests})
-    rows, labels, indices = FeatureDataset(split, how.store, 4).__getitems__([(19, 6), (20, 0), (31, 1)])
-    assert (indices.tolist(), labels.tolist()) == ([19, 31], [1, 1])
-    assert torch.equal(rows[0], read(how.store, {digests[19]: ""}, 6 % 4)[0])
-
-
-DRIVER = """
-import sys
-from pathlib import Path
-sys.path[:0] = [{root!r}, {tests!r}]
-from gender_cls.features import extractor as features, store
-from test_features import COLUMNS, Extractor, GenderNet, Preprocessing, TrainingViews, wanted
-features.SHARD_PICTURES = 10
-{before}
-views = TrainingViews(Preprocessing(size=32), 0.5, (0.2, 0.2, 0.2), 3)
-how = Extractor(GenderNet({weights!r}), sys.argv[1], "fp32")
-{start}
-images = wanted(Path({faces!r}))
-how.compute(views, images, dict.fromkeys(images, COLUMNS), num_workers=1)
-"""
-KILLED_WHILE_WRITING = """
-import os, signal, torch
-save, count = torch.save, []
-def half(content, path):
-    save(content, path)
-    count.append(path)
-    if len(count) == 3:
-        os.truncate(path, 1000)
-        os.kill(os.getpid(), signal.SIGKILL)
-store.torch.save = half
-"""
-TOGETHER = """
-print("ready", flush=True)
-sys.stdin.readline()
-"""
-
-
-@pytest.fixture
-def driver(drawn: Path, backbone_file: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    def start(store: str, before: str = "", at_start: str = "") -> subprocess.Popen[str]:
-        code = DRIVER.format(
-            root=str(ROOT), tests=str(ROOT / "tests"), weights=str(backbone_file), faces=str(drawn),
-            before=before, start=at_start,
-        )  # fmt: skip
-        arguments = [sys.executable, "-c", code, str(tmp_path / store)]
-        return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    return start
-
-
-@pytest.mark.slow
-def test_killed_while_it_computes_and_run_again_is_undisturbed(
-    driver: Callable[..., subprocess.Popen[str]], make: Make, drawn: Path, tmp_path: Path
-) -> None:
-    cut = driver("cut", KILLED_WHILE_WRITING)
-    cut.communicate()
-    assert cut.returncode == -signal.SIGKILL
-    assert len(shards(tmp_path / "cut")) == 2
-    assert len(list((tmp_path / "cut").glob("*/*.part"))) == 1
-    how, again = make(), make(where="cut")
-    assert again.compute(wanted(drawn), num_workers=1) == (48 - 2 * 10) * 5
-    how.compute(wanted(drawn), num_workers=1)
-    one, other = shards(tmp_path / "store"), shards(tmp_path / "cut")
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert not list((tmp_path / "cut").glob("*/*.part"))
-
-
-@pytest.mark.slow
-def test_two_processes_started_together_end_with_one_store(
-    driver: Callable[..., subprocess.Popen[str]], make: Make, drawn: Path, tmp_path: Path
-) -> None:
-    both = [driver("both", at_start=TOGETHER) for _ in range(2)]
-    for process in both:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    said = [process.communicate("go\n")[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sum("computing features of 240 training views of 48 images" in text for text in said) == 1
-    make().compute(wanted(drawn), num_workers=1)
-    one, other = shards(tmp_path / "store"), shards(tmp_path / "both")
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_what_is_stored_is_listed_and_cleared(
-    drawn: Path, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_is_stored_is_listed_and_deleted(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def command(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["store", "--dir", str(tmp_path / "store"), *arguments])
@@ -318,42 +93,49 @@ def test_what_is_stored_is_listed_and_cleared(
 
     assert command() == f"no features in {tmp_path / 'store'}\n"
     one, other = make(), make(seed=1)
-    one.compute(wanted(drawn))
-    other.compute(wanted(drawn), (0,))
-    capsys.readouterr()
+    os.utime(one.folder / ABOUT, (0, 0))  # used last
+    write(one, (0, 1, 2, 3, 4))
+    write(other, (0,))
     lines = command().splitlines()
-    assert lines[0].startswith(one.store.folder.name)
+    assert lines[0].startswith(one.folder.name)
     assert re.search(r" 0\.\d MB +48 images +5 views .* view_seed=0$", lines[0])
     with pytest.raises(SystemExit, match="2"):
         command("--clear", "nonsense")
-    with other.store.lock(), pytest.raises(SystemExit, match="is being computed into"):
-        command("--clear", other.store.folder.name)
-    assert command("--clear", other.store.folder.name) == f"deleted {other.store.folder.name}\n"
+    with other.lock(), pytest.raises(SystemExit, match="is in use by another process"):
+        command("--clear", other.folder.name)
+    assert command("--clear", other.folder.name) == f"deleted {other.folder.name}\n"
     assert len(command().splitlines()) == 1
     command("--clear", "all")
     assert command() == f"no features in {tmp_path / 'store'}\n"
 
 
-def test_a_store_that_cannot_be_written_is_one_line(drawn: Path, make: Make, tmp_path: Path) -> None:
+def test_a_store_that_can_not_be_written_is_one_line(make: Make, tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file")
-    with pytest.raises(UserError, match=r"features\.dir: .* can't be written"):
+    with pytest.raises(UserError, match=r"^features\.dir: .*store.* can't be written") as failure:
         make()
+    assert failure.value.code == "not-writable"
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_shard(drawn: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_shard(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object, path: Path) -> None:
+        path.write_bytes(b"some")
         raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file")
 
-    how = make()
+    store = make()
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="PytorchStreamWriter failed writing file"):
-        how.compute(wanted(drawn))
-    assert not shards(how.store.folder.parent)
+    with pytest.raises(UserError, match="PytorchStreamWriter failed writing file") as failure:
+        write(store, (0,))
+    assert failure.value.code == "not-writable"
+    assert [path.name for path in store.folder.iterdir()] == [ABOUT]
 
 
-def test_evaluation_views_are_stored_apart_and_shared_by_all_ways_to_train(drawn: Path, make: Make) -> None:
-    one, other = make(), make(flip=0, corruption=RandomCorruption(1.0))
-    evaluation = EvaluationViews(one.views.preprocessing)
-    images = wanted(drawn)
-    assert How(one.extractor, evaluation).compute(images, (0, len(CONDITIONS) - 1)) == 48 * 2
-    assert How(other.extractor, EvaluationViews(other.views.preprocessing)).compute(images, (0,)) == 0
+def test_a_shard_without_the_right_to_read_it_is_one_line(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    store = make()
+    write(store, (0,))
+    monkeypatch.setattr(torch, "load", denied)
+    with pytest.raises(UserError, match=rf"features\.dir: .*Permission denied.*--clear {store.folder.name}") as failure:
+        make()
+    assert failure.value.code == "unreadable"

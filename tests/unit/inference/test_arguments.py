@@ -1,11 +1,10 @@
 """Arguments of the command lines, and what the entry points print."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from conftest import Fails
 
 from gender_cls.errors import UserError
 from gender_cls.inference.arguments import command, parse_arguments, printable, run_main
@@ -63,7 +62,7 @@ def test_messages_name_the_command_that_was_used(start: str, monkeypatch: pytest
     assert command("train") == ("gender-cls-train" if installed else "python train.py")
 
 
-def test_a_user_error_is_one_line_and_a_bug_keeps_its_traceback(fails: Callable[..., Any]) -> None:
+def test_a_user_error_is_one_line_and_a_bug_keeps_its_traceback(fails: Fails) -> None:
     def fail(error: Exception) -> None:
         def main(_: list[str]) -> int:
             raise error

@@ -4,14 +4,12 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import ROOT, Run
+from conftest import ROOT, Fails, Run
 from PIL import Image
 
 from gender_cls.inference import export
@@ -74,9 +72,7 @@ def test_onnx_is_run_without_torch(exported: Path, drawn: Path) -> None:
     assert len(done.stdout.splitlines()) == 28 + 1
 
 
-def test_exports_that_are_refused(
-    trained: Path, in_tmp: Path, fails: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exports_that_are_refused(trained: Path, in_tmp: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*arguments: str) -> None:
         run_main(lambda _: export.main([f"model={trained / MODEL}", *arguments]))
 

@@ -64,7 +64,7 @@ def test_the_state_goes_out_and_in(backbone_file: Path) -> None:
     assert torch.equal(one.eval()(image), other.eval()(image))
     assert all(tensor.is_contiguous() for tensor in state.values())
     del state["fc.bias"]
-    with pytest.raises(UserError, match="test holds no .* it is a backbone, not a trained model") as failure:
+    with pytest.raises(UserError, match=r"test holds no .* it is a backbone, not a trained model") as failure:
         other.load_plain_state(state, "test")
     assert failure.value.code == "wrong-network"
 
@@ -106,7 +106,7 @@ def test_any_network_of_torchvision(name: str) -> None:
         (
             {"trainable": "layer5"},
             "bad-value",
-            r"model\.trainable=layer5: give head, all, or a part of resnet18 .*layer4\)",
+            r"model\.trainable=layer5: give head, all, or a part of resnet18.*layer4\)",
         ),
         ({"trainable": "avgpool"}, "bad-value", r"model\.trainable=avgpool: give head, all, or a part"),
         ({"weights": "no.pth"}, "not-found", r"model\.weights=no\.pth: no such file.*IMAGENET1K_V1"),

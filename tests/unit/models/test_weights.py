@@ -2,6 +2,7 @@ import hashlib
 import pickle
 import shutil
 import socket
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,22 +50,17 @@ def test_a_server_that_never_answers(checkpoints: Path, monkeypatch: pytest.Monk
 
 def test_a_server_that_stops_in_the_middle(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "STALL_SECONDS", 0.2)
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nsome"
-    sent: list[socket.socket] = []
-    connect = socket.create_connection
+    accepted: list[socket.socket] = []
 
-    def connected(*arguments: Any, **options: Any) -> socket.socket:
-        here = connect(*arguments, **options)
-        there, _ = server.accept()
-        there.sendall(answer)
-        sent.append(there)
-        return here
+    def serve() -> None:
+        accepted.append(server.accept()[0])
+        accepted[0].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nsome")
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(socket, "create_connection", connected)
+        threading.Thread(target=serve, daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/resnet18-f37072fd.pth"
         assert "timed out" in failed(url, checkpoints)
-    sent[0].close()
+    accepted[0].close()
 
 
 def test_a_refused_connection(checkpoints: Path) -> None:
@@ -91,7 +87,12 @@ def test_a_download_is_read_and_kept(checkpoints: Path, backbone_file: Path, tmp
 
 @pytest.mark.parametrize(
     ("code", "content"),
-    [("not-found", None), ("bad-model", [1, 2]), ("bad-model", b""), ("unsafe-file", pickle.dumps(Path("x")))],
+    [
+        ("not-found", None),
+        ("bad-model", [1, 2]),
+        ("bad-model", b""),
+        ("unsafe-file", pickle.dumps(Path("x"), protocol=2)),
+    ],
 )
 def test_what_is_no_state_dict_is_refused(code: str, content: object, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"

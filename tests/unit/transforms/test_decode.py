@@ -1,3 +1,6 @@
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +81,20 @@ def test_float_gray(tmp_path: Path) -> None:
     Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)).save(tmp_path / "nan.tif")
     with pytest.raises(ImageError, match="not finite"):
         load_rgb(tmp_path / "nan.tif")
+
+
+@pytest.mark.skipif(not find_spec("pillow_heif"), reason="the extra `formats` is not installed")
+def test_heic_is_read_by_a_process_that_has_seen_none(tmp_path: Path) -> None:
+    """As by a worker process, from a path or from content."""
+    import pillow_heif
+
+    pillow_heif.from_pillow(Image.new("RGB", (64, 32))).save(tmp_path / "x.HEIC")
+    for content in ("", ", open(sys.argv[1], 'rb').read()"):
+        code = (
+            f"import sys; from gender_cls.transforms.decode import load_rgb as f; print(f(sys.argv[1]{content}).size)"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path / "x.HEIC")]
+        assert subprocess.run(command, capture_output=True, text=True).stdout == "(64, 32)\n"
 
 
 def test_list_images_goes_by_the_suffix_and_leaves_out_hidden_files(tmp_path: Path) -> None:

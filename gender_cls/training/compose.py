@@ -1,0 +1,149 @@
+"""A run's parts from its configuration, and the rules that span them."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
+
+from gender_cls.data.base import FaceDataModule
+from gender_cls.errors import UserError, check_choice, check_integer
+from gender_cls.evaluation.robustness import check_regex
+from gender_cls.evaluation.tables import balance_note, describe_data
+from gender_cls.training.module import GenderModule
+
+# of the trainer, with the values that they must have where the heads of calibration folds are trained without them
+UNSUPPORTED = {
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": None,
+    "limit_train_batches": 1.0,
+    "overfit_batches": 0,
+}
+QUIET = (
+    ".*does not have many workers",  # more only helps where there are more cores
+    ".*exists and is not empty",  # Hydra has just made the run folder
+    ".*The number of training batches",  # few steps an epoch on small data
+    ".*treespec, LeafSpec",  # Lightning's own use of torch
+    "The dirpath has changed",  # a resumed run has a folder of its own
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The composed parts of a run, and its configuration with a run_dir."""
+
+    cfg: DictConfig
+    data: FaceDataModule
+    module: GenderModule
+    trainer: pl.Trainer
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.cfg.run_dir)
+
+    @property
+    def cached(self) -> bool:
+        """Whether it trains on stored features."""
+        return self.data.caches(self.module.network)
+
+
+def quieten() -> None:
+    """Silence what Lightning and Pillow say of things that are meant to be so."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; what matters is whether it decodes
+
+
+def prepare(cfg: DictConfig) -> DictConfig:
+    """Return a copy that names a folder and a precision, after checking what no constructor does.
+
+    Raises:
+        UserError: A key has no value, or one out of its range.
+    """
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        if cfg.run_dir is None:
+            cfg.run_dir = f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+        if cfg.trainer.get("precision") == "auto":
+            cfg.trainer.precision = "${auto_precision:${trainer.accelerator}}"
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError("bad-value", f"{key} has no value; give {key}=...")
+    check_choice("report", cfg.report, ("short", "full"))
+    check_integer("trainer.max_epochs", cfg.trainer.max_epochs, 1)
+    check_regex(cfg.data.report_exclude)
+    prior = cfg.calibration.prior
+    if prior not in (None, "train") and not (isinstance(prior, int | float) and 0 < prior < 1):
+        raise UserError("bad-value", f"calibration.prior={prior}: give a number above 0 and below 1, or train")
+    Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
+    return cfg
+
+
+def compose_run(cfg: DictConfig) -> Run:
+    """Instantiate data module, module and trainer, print what data there are, and check rules that span them.
+
+    Raises:
+        UserError: Parts do not go together, or one of them refuses its arguments.
+    """
+    data: FaceDataModule = instantiate(cfg.data)
+    faces = data.faces  # read before weights are downloaded
+    calibrating = cfg.calibration.prior is not None
+    if not cfg.sweep_job:  # a single run, or the first of a sweep
+        print(describe_data(faces))
+        if not calibrating and cfg.data.balanced_sampler and cfg.model.class_weight:
+            print(balance_note(*data.class_counts))
+        if calibrating and cfg.sweep_job is not None:
+            print("the jobs of a sweep keep their uncalibrated heads; the best one is calibrated when it is run again")
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    module: GenderModule = instantiate(cfg.model)
+    cached = data.caches(module.network)
+    if calibrating and cached:
+        keys = [f"trainer.{key}" for key, usual in UNSUPPORTED.items() if cfg.trainer.get(key, usual) != usual]
+        for key in keys + ["callbacks.average"] * ("average" in cfg.callbacks):
+            way_out = "give calibration=none, or cached_views=0"
+            raise UserError("conflict", f"{key}: the heads of calibration are trained without; {way_out}")
+    return Run(cfg, data, module, make_trainer(cfg, checkpoints=cfg.sweep_job is None or not cached))
+
+
+def make_trainer(cfg: DictConfig, checkpoints: bool) -> pl.Trainer:
+    """Return Lightning's trainer with its callbacks and loggers.
+
+    Raises:
+        UserError: A package is missing, or more than one device is asked for.
+    """
+    left_out: tuple[type, ...] = (() if checkpoints else (Checkpoint,)) + (
+        () if cfg.trainer.enable_progress_bar else (ProgressBar,)
+    )
+    left_out += () if cfg.logger else (LearningRateMonitor,)  # which refuses to run without a logger
+    callbacks = [each for each in instantiate_all("callbacks", cfg.callbacks) if not isinstance(each, left_out)]
+    saving = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    loggers = list(instantiate_all("logger", cfg.logger))
+    trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=saving)
+    if trainer.world_size > 1:
+        raise UserError("conflict", "trainer.devices must be 1: the order of draws is that of one device")
+    return trainer
+
+
+def instantiate_all(group: str, configs: DictConfig) -> Iterator[Any]:
+    """Yield what the configurations of a group stand for.
+
+    Raises:
+        UserError: A package is missing.
+    """
+    for key, config in configs.items():
+        try:
+            yield instantiate(config)
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, ModuleNotFoundError):
+                raise
+            hint = " ".join(str(error.__cause__).split())  # Lightning's own, with the command that installs it
+            raise UserError("missing-package", f"{group}.{key!s}: {hint}") from error
