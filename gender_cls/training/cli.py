@@ -83,6 +83,8 @@ def check_overrides(overrides: list[str]) -> None:
         if key == "model.scheduler" and not plain.endswith("=null"):
             raise UserError("renamed", f"{override}: choose by model/scheduler=cosine, plateau, one_cycle or none")
         sweeper = find_spec("hydra_plugins") and find_spec("hydra_plugins.hydra_optuna_sweeper")
+        if plain == "model=efficientnet_lite0" and "experiment=robust" in overrides:
+            raise UserError("renamed", f"experiment=robust {plain} has become experiment=robust_efficientnet_lite0")
         if plain == "hparams_search=optuna" and not sweeper:
             raise UserError("missing-package", f'{override} needs the extra `optuna`: pip install -e ".[optuna]"')
 

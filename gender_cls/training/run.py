@@ -88,7 +88,9 @@ def fit(run: Run) -> None:
     Raises:
         UserError: What was trained is no longer finite.
     """
-    run.trainer.fit(run.module, run.data, ckpt_path=run.cfg.ckpt_path)
+    run.trainer.ckpt_path = run.cfg.ckpt_path  # where the module finds it before features are computed
+    run.trainer.fit(run.module, run.data)
+    run.trainer.ckpt_path = None  # else evaluation would load it again
     if not all(parameter.isfinite().all() for parameter in run.module.parameters() if parameter.requires_grad):
         raise UserError("diverged", "the training diverged: weights are not finite; lower model.optimizer.lr")
 

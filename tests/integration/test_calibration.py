@@ -289,7 +289,7 @@ def test_what_training_refuses(train: Run, fails: Fails, in_tmp: Path, drawn: Pa
     Path("faces.csv").write_text("\n".join(["path,label,split", *few]))
     failure = fails(train, "data=manifest", "data.csv=faces.csv", "data.holdout=0", "calibration=platt")
     assert failure.code == "too-few-identities"
-    assert "calibration needs 2 female identities in train or more, and there are 1" in failure.line
+    assert "calibration needs at least 2 female identities in train, 1 found" in failure.line
     assert "calibration=none" in failure.line
 
 

@@ -99,6 +99,13 @@ def test_the_command_gives_what_the_run_gave(
     assert Path("again/mine.txt").exists()  # only its own files are replaced
     slices = [row["slice"] for row in json.loads(Path("again/metrics.json").read_text())["slices"]]
     assert slices == ["without 0001$"]
+    path = reported / "Binary_Classification_model.json"
+    facts = json.loads(path.read_text())
+    del facts["report"]["report_exclude"]
+    path.write_text(json.dumps({**facts, "report": {**facts["report"], "without": "0002$"}}))  # as older runs wrote it
+    assert report.main(["data.csv=faces.csv", "out=again", "data.group=split"]) == 0
+    slices = [row["slice"] for row in json.loads(Path("again/metrics.json").read_text())["slices"]]
+    assert slices == ["without 0002$"]
 
 
 def test_the_usual_choices_are_those_of_conf() -> None:
