@@ -36,10 +36,10 @@ def run_logits(cfg: DictConfig) -> tuple[dict[str, tuple[torch.Tensor, np.ndarra
     """Train, and return logits (8, N) in the conditions of `REPORTED` and labels (N) by set, and slope and bias."""
     run = training.compose_run(training.prepare(cfg))
     data, network = run.data, run.module.network
-    held_out = HeldOut(data, network)
+    held_out = HeldOut(data, network, PRIOR)
     training.fit(run)
     with one_thread(True):
-        facts = calibrate(held_out, run.module, PRIOR)
+        facts = calibrate(held_out, run.module)
     slope, bias = facts["slope"], facts["bias"]
     images = {face.digest.encode(): face.path for face in held_out.faces}
     wanted = dict.fromkeys(images, tuple(REPORTED.values()))

@@ -32,16 +32,13 @@ class FaceDataModule(pl.LightningDataModule):
     `setup` computes them once, with the network of `trainer.lightning_module`. Otherwise they hold views.
 
     Args:
-        identity: Regular expression on file names without their suffix, whose first group is the identity; None where
-            each image is an identity of its own.
+        identity: Regular expression on file names without suffix, whose first group is the identity; None: each image.
         val_share: Share of the images, by identity, that becomes val where the data bring no split.
         holdout: Share of the training images, by identity, that becomes dev; 0 for none.
         split_seed: Seed of who becomes val and dev.
         batch_size: Images in a training batch.
-        num_workers: Processes that decode, augment and compute features; None for one a core. The result does not
-            depend on it.
-        balanced_sampler: Whether to draw both classes equally often, by inverse class counts; otherwise each image is
-            drawn once an epoch.
+        num_workers: Processes that decode, augment and compute features; None: one a core. Results do not depend on it.
+        balanced_sampler: Whether to draw both classes equally often, not each image once an epoch.
         seed: Seed of the order of draws.
         size: Side of the network's input, in pixels.
         interpolation: Interpolation of the resize to it, by Pillow's name.
@@ -95,7 +92,7 @@ class FaceDataModule(pl.LightningDataModule):
         self.identity, self.val_share, self.holdout, self.split_seed = identity, val_share, holdout, split_seed
         self.batch_size, self.balanced_sampler, self.seed = batch_size, balanced_sampler, seed
         self.num_workers = torch.get_num_threads() if num_workers is None else num_workers
-        preprocessing = Preprocessing(size, crop, median, interpolation, tuple(mean), tuple(std))
+        preprocessing = Preprocessing(size, crop, median, interpolation, mean, std)
         self.views = TrainingViews(preprocessing, augment, corruption, view_seed)
         self.augment, self.cached_views, self.feature_options = augment, cached_views, features
         self.report_exclude = report_exclude
@@ -156,11 +153,7 @@ class FaceDataModule(pl.LightningDataModule):
         return self._extractor
 
     def setup(self, stage: str) -> None:
-        """Compute and store the features that the stage needs, if the backbone of the trained module is frozen.
-
-        Raises:
-            UserError: The network does not take images of this size.
-        """
+        """Compute and store the features that the stage needs, if the backbone of the trained module is frozen."""
         network = getattr(self.trainer and self.trainer.lightning_module, "network", None)
         if self._extractor and self._extractor.network is not network:
             self.features = {}
@@ -197,12 +190,8 @@ class FaceDataModule(pl.LightningDataModule):
         return self.cached_views > 0 and network.trainable == "head"
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of weighted draws of augmented views.
-
-        With worker processes Lightning starts to read before it tells the sampler the epoch, which after a resume is
-        not the first.
-        """
-        if self.trainer is not None:
+        """Return the loader of weighted draws of augmented views."""
+        if self.trainer is not None:  # with workers Lightning reads before it tells the sampler the epoch of a resume
             progress: Any = self.trainer.fit_loop.epoch_progress.current  # Lightning types it too narrowly
             self.sampler.set_epoch(progress.processed)
         return self._loader("train", sampler=self.sampler)

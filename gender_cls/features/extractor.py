@@ -75,8 +75,7 @@ class Extractor:
         device: Device of the torch engine.
 
     Attributes:
-        network: Network whose frozen backbone is used.
-        how: What names the stores besides the backbone and the views.
+        how: Facts that name the stores besides those of the backbone and the views.
     """
 
     def __init__(

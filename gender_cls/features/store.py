@@ -44,9 +44,6 @@ class Store:
         folder: Folder of all stores.
         facts: Everything that makes features differ, as JSON values; other facts are another store.
 
-    Attributes:
-        folder: Folder of this store.
-
     Raises:
         UserError: The folder can't be written, or a shard can't be read.
     """
@@ -102,12 +99,7 @@ class Store:
             ) from error
 
     def find(self, digests: np.ndarray, column: int) -> np.ndarray:
-        """Return the places of features, for `read`; -1 for those that are not stored.
-
-        Args:
-            digests: Digests of the images, `DIGEST` (N).
-            column: Number of the view.
-        """
+        """Return the places of the features of images (N) in a view, for `read`; -1 for those that are not stored."""
         places = np.full(len(digests), -1, dtype=np.int64)
         for columns, (known, first, rows) in self._tables.items():
             if column in columns:
@@ -121,12 +113,7 @@ class Store:
         return torch.stack([self._shards[place >> 32][place & 0xFFFFFFFF] for place in places.tolist()]).float()
 
     def write(self, digests: np.ndarray, columns: Sequence[int], features: torch.Tensor) -> None:
-        """Add a shard.
-
-        Args:
-            digests: Digests of the images, `DIGEST` (n).
-            columns: Numbers of the views (c).
-            features: Features (n, c, F), of the type to store.
+        """Add a shard: features (n, c, F) of the type to store, of images (n) in views (c).
 
         Raises:
             UserError: The disk is full or not writable.

@@ -20,12 +20,9 @@ def parse_arguments(
 
     Args:
         arguments: Arguments of the command line.
-        keys: Keys that may be given.
+        keys: Keys that may be given; the first is suggested for a file that is given without one.
         repeated: Keys that may be given several times.
         command: Command whose --help the errors point to.
-
-    Raises:
-        UserError: An argument is not key=value with one of these keys, or a key is repeated that may not be.
     """
     values: dict[str, list[str]] = {key: [] for key in keys}
     for argument in arguments:
@@ -33,11 +30,9 @@ def parse_arguments(
         if RENAMED.get(key) in values:
             raise UserError("renamed", f"{key}= has been renamed; give {RENAMED[key]}={value}")
         if key not in values or not value:
+            wrong = f"{argument!r} is none of {'=, '.join(keys)}= with a value"
             hint = f"; did you mean {keys[0]}={argument}?" if os.path.exists(argument) else ""
-            known = "=, ".join(keys)
-            raise UserError(
-                "unknown-option", f"{argument!r} is none of {known}= with a value{hint}; see {command} --help"
-            )
+            raise UserError("unknown-option", f"{wrong}{hint}; see {command} --help")
         if values[key] and key not in repeated:
             raise UserError("conflict", f"{key}= is given twice; give it once")
         values[key].append(value)

@@ -88,7 +88,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _check_outputs(options: dict[str, str], inputs: Sequence[str], paths: Sequence[str]) -> None:
-    """Raise a `UserError` if an output is one of the inputs, or can't be written in the format of its suffix."""
     if "out" in options:
         check_table(Path(options["out"]))
     read = {os.path.abspath(path) for path in (*paths, *(given.removeprefix("@") for given in inputs))}
@@ -107,7 +106,6 @@ def _number(options: dict[str, str], key: str) -> float | None:
 
 
 def _label(prediction: Prediction, min_confidence: float) -> str:
-    """Return the label, `unsure` below `min_confidence` (in %), or an empty string for a file without a prediction."""
     unsure = prediction.confidence is not None and prediction.confidence < min_confidence
     return "unsure" if unsure else prediction.label
 
@@ -118,24 +116,22 @@ def _rounded_down(percent: float | None, digits: int) -> str:
 
 
 def _line(prediction: Prediction, min_confidence: float) -> str:
+    if prediction.error:
+        return f"error: {printable(prediction.error)}"
     label, confidence = _label(prediction, min_confidence), f"{_rounded_down(prediction.confidence, 1)} %"
     return f"{label}  ({prediction.label} {confidence})" if label == "unsure" else f"{label}  {confidence}"
 
 
 def _print_lines(predictions: Iterator[Prediction], min_confidence: float) -> Counter[str]:
-    """Print a line per prediction, errors on standard error, and return how often each label occurs."""
     labels: Counter[str] = Counter()
     for prediction in predictions:
         labels[_label(prediction, min_confidence)] += 1
-        if prediction.error:
-            print(f"{printable(prediction.path)}  error: {printable(prediction.error)}", file=sys.stderr)
-        else:
-            print(f"{printable(prediction.path)}  {_line(prediction, min_confidence)}")
+        line = f"{printable(prediction.path)}  {_line(prediction, min_confidence)}"
+        print(line, file=sys.stderr if prediction.error else sys.stdout)
     return labels
 
 
 def _write_table(predictor: Predictor, paths: Sequence[str], journal: Journal, min_confidence: float) -> Counter[str]:
-    """Write a row per image after those of an interrupted run, and return how often each label occurs."""
     from tqdm import tqdm
 
     def row(prediction: Prediction) -> Row:
@@ -143,8 +139,7 @@ def _write_table(predictor: Predictor, paths: Sequence[str], journal: Journal, m
         numbers = ("", "") if failed else (_rounded_down(prediction.confidence, 2), f"{prediction.p_male:.6f}")
         return (prediction.path, _label(prediction, min_confidence), *numbers, prediction.error)
 
-    done = len(journal)
-    if done:
+    if done := len(journal):
         print(f"continuing after {done} rows of an earlier run", file=sys.stderr)
     predictions = predictor.predict(paths[done:], total=len(paths))
     try:
@@ -152,10 +147,8 @@ def _write_table(predictor: Predictor, paths: Sequence[str], journal: Journal, m
             while chunk := list(islice(predictions, CHUNK)):
                 journal.write(map(row, chunk))
                 bar.update(len(chunk))
-                for prediction in chunk:
-                    if prediction.error:
-                        line = f"{printable(prediction.path)}  error: {printable(prediction.error)}"
-                        bar.write(line, file=sys.stderr)
+                for failed in (prediction for prediction in chunk if prediction.error):
+                    bar.write(f"{printable(failed.path)}  {_line(failed, min_confidence)}", file=sys.stderr)
         journal.finish()
     except KeyboardInterrupt:
         print(f"\n{len(journal)} rows are kept; the same command continues from there", file=sys.stderr)
@@ -176,8 +169,7 @@ def _draw_montage(file: Path, predictor: Predictor, paths: Sequence[str], min_co
         except ImageError:
             continue  # its error has been reported
         image.thumbnail((TILE, TILE))  # sixty photos of full size may take all memory
-        name = printable(os.path.basename(prediction.path))
-        tiles.append((image, f"{name}\n{_line(prediction, min_confidence)}"))
+        tiles.append((image, f"{printable(Path(prediction.path).name)}\n{_line(prediction, min_confidence)}"))
     try:
         with replacing(file) as unfinished:
             contact_sheet(tiles).save(unfinished)

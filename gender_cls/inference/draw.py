@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -21,19 +22,16 @@ def contact_sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3) ->
     """
     cells = [_cell(image, text) for image, text in tiles]
     rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
-    heights = [MARGIN + max(cell.height for cell in row) for row in rows]
+    tops = list(accumulate((MARGIN + max(cell.height for cell in row) for row in rows), initial=MARGIN))
     width = MARGIN + min(columns, max(1, len(cells))) * (TILE + MARGIN)
-    sheet = Image.new("RGB", (width, MARGIN + sum(heights)), "white")
-    top = MARGIN
-    for row, height in zip(rows, heights):
+    sheet = Image.new("RGB", (width, tops[-1]), "white")
+    for row, top in zip(rows, tops):
         for column, cell in enumerate(row):
             sheet.paste(cell, (MARGIN + column * (TILE + MARGIN), top))
-        top += height
     return sheet
 
 
 def _cell(image: Image.Image, text: str) -> Image.Image:
-    """Draw the text, centred and cut at the edges, above the scaled image."""
     lines = [_drawable(line) for line in text.split("\n")]
     scale = TILE / max(image.size)
     image = image.resize((max(1, round(scale * image.width)), max(1, round(scale * image.height))))
@@ -48,8 +46,7 @@ def _cell(image: Image.Image, text: str) -> Image.Image:
 
 
 def _drawable(line: str) -> str:
-    """Replace what has no glyph, such as bytes of a file name that are not UTF-8, and cut the line."""
-    line = "".join(letter if letter.isprintable() else "?" for letter in line)
+    line = "".join(letter if letter.isprintable() else "?" for letter in line)  # bytes that are not UTF-8 have no glyph
     return line if len(line) <= LETTERS else f"{line[: LETTERS - 3]}..."
 
 
@@ -57,7 +54,7 @@ def _drawable(line: str) -> str:
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     spec = find_spec("matplotlib")  # its fonts are read without importing it
     for folder in (spec and spec.submodule_search_locations) or ():
-        file = Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
+        file = Path(folder, "mpl-data/fonts/ttf/DejaVuSans.ttf")
         if file.is_file():
             return ImageFont.truetype(file, FONT_SIZE)
     return ImageFont.load_default(FONT_SIZE)

@@ -13,6 +13,7 @@ predict.py takes both. ONNX needs the extra: pip install -e ".[onnx]"
 import json
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -41,25 +42,22 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "pillow
 
 
 def save_model(folder: Path, network: GenderNet, preprocessing: Preprocessing, about: Mapping[str, Any]) -> Path:
-    """Write the state dict, its JSON and its model card, each whole or not at all.
+    """Write the state dict, its JSON and its model card, each whole or not at all, and return the path of the first.
 
-    Args:
-        folder: Folder to write to.
-        network: Network whose `plain_state` is saved.
-        preprocessing: Preprocessing that the network was trained with.
-        about: Further facts for the JSON: data, weights, metrics and calibration.
-
-    Returns:
-        The path of the `.pth`.
+    `about` holds further facts for the JSON and the card: data, weights, metrics and calibration.
     """
     path = folder / MODEL_NAME
+    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     facts = {
         "backbone": network.backbone_name,
         "classes": CLASSES,
         "prediction": "male where sigmoid(logit) > 0.5, else female",
         "preprocessing": asdict(preprocessing),
         **about,
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions,
         "git_commit": _git_commit(),
     }
     with replacing(path) as unfinished:
@@ -76,15 +74,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 class _OnnxModule(nn.Module):
-    """Normalisation, network and sigmoid, as they go into an ONNX file."""
+    """Normalization, network and sigmoid, as they go into an ONNX file."""
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
         self.backbone, self.head = folded(predictor.network.backbone), predictor.network.head
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(getattr(predictor.preprocessing, name)).view(3, 1, 1))
+        self.mean = nn.Buffer(torch.tensor(predictor.preprocessing.mean).view(3, 1, 1))
+        self.std = nn.Buffer(torch.tensor(predictor.preprocessing.std).view(3, 1, 1))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logit = self.head(self.backbone((image - self.mean) / self.std)).squeeze(1)
@@ -92,11 +88,7 @@ class _OnnxModule(nn.Module):
 
 
 def to_onnx(predictor: Predictor, path: Path) -> None:
-    """Write an ONNX file whose predictions in ONNX Runtime are those of torch; see the module.
-
-    Raises:
-        UserError: The extra is not installed, or the predictions differ.
-    """
+    """Write an ONNX file whose predictions in ONNX Runtime are those of torch, or raise a `UserError`."""
     if not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
         raise UserError("missing-package", f'to={path} needs the extra `onnx`: pip install -e ".[onnx]"')
     size = predictor.preprocessing.size
@@ -118,7 +110,6 @@ def to_onnx(predictor: Predictor, path: Path) -> None:
 
 
 def _compare(predictor: Predictor, session: Any, path: Path) -> None:
-    """Raise a `UserError` if an ONNX session predicts something else than torch on random pixels."""
     size, generator = predictor.preprocessing.size, np.random.default_rng(0)
     for batch in (1, 2, 5):
         pixels = generator.integers(0, 256, (batch, 3, size, size)).astype(np.uint8)
@@ -128,13 +119,11 @@ def _compare(predictor: Predictor, session: Any, path: Path) -> None:
         expected = logit.sigmoid().numpy()
         gap = max(float(np.abs(found - expected).max()) for found in (found_p, 1 / (1 + np.exp(-found_logit))))
         if not gap < TOLERANCE:
-            raise UserError(
-                "bad-model", f"to={path}: ONNX Runtime and torch differ by {gap:.1e} in p_male of {batch} images"
-            )
+            raise UserError("bad-model", f"to={path}: ONNX Runtime and torch differ by {gap:.1e} for {batch} images")
 
 
 def to_safetensors(predictor: Predictor, path: Path) -> None:
-    """Write the state dict and the facts as safetensors, or raise a `UserError` if the extra is not installed."""
+    """Write the state dict and the facts as safetensors."""
     if not find_spec("safetensors"):
         raise UserError("missing-package", f'to={path} needs the extra `formats`: pip install -e ".[formats]"')
     from safetensors.torch import save
@@ -155,9 +144,7 @@ def main(arguments: list[str]) -> int:
     model = given["model"][0] if given["model"] else newest_model()
     predictor = Predictor(model)
     if predictor.assumed_preprocessing:
-        raise UserError(
-            "bad-model", f"model={model} has no JSON with its preprocessing, which is exported; put it beside"
-        )
+        raise UserError("bad-model", f"model={model} has no JSON with its preprocessing; put it beside the model")
     print(f"model: {printable(model)}{predictor.note}")
     try:
         (to_onnx if path.suffix == ".onnx" else to_safetensors)(predictor, path)
@@ -168,20 +155,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _git_commit() -> str | None:
     """Return the commit of this project's checkout, with a + if files were changed since; None outside of one."""
     project = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(project), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.check_output(["git", "-C", project, *arguments], stderr=subprocess.DEVNULL, text=True).strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != project:

@@ -15,10 +15,10 @@ def expand(given: str) -> list[str]:
     """Return the images that an argument names, in order.
 
     Args:
-        given: A file; a folder, for every image below it; a pattern such as `photos/*.jpg`, with `**` for folders in
-            between, unless a file has that name; `@FILE` for a list with one path per line or a CSV with the column
-            path, relative to the list's folder; or `-` for such a list from standard input, relative to the working
-            directory. A list that holds a NUL is split at NULs, not at line ends, as `find -print0` writes it.
+        given: A file; a folder, for every image below it; a pattern such as `photos/**/*.jpg`, unless a file has that
+            name; `@FILE` for a list with one path per line or a CSV with the column path, relative to the list's
+            folder; or `-` for such a list from standard input, relative to the working directory. A list that holds a
+            NUL is split at NULs, not at line ends, as `find -print0` writes it.
 
     Raises:
         UserError: There is no image, or the list can't be read.
@@ -33,15 +33,13 @@ def expand(given: str) -> list[str]:
             code = "not-found" if isinstance(error, FileNotFoundError) else "unreadable"
             raise UserError(code, f"img={given}: {(error.strerror or str(error)).lower()}") from error
     if os.path.isdir(given):
-        paths = list_images(given)
-        if not paths:
-            raise UserError("no-images", f"img={given} holds no file with the suffix of an image; name the file itself")
-        return paths
+        if paths := list_images(given):
+            return paths
+        raise UserError("no-images", f"img={given} holds no file with the suffix of an image; name the file itself")
     if glob.has_magic(given) and not os.path.lexists(given):
-        found = _matching(given)
-        if not found:
-            raise UserError("not-found", f"img={given}: no file has that name or matches that pattern")
-        return found
+        if paths := _matching(given):
+            return paths
+        raise UserError("not-found", f"img={given}: no file has that name or matches that pattern")
     return [given]
 
 
@@ -53,24 +51,19 @@ def _matching(pattern: str) -> list[str]:
     except ValueError as error:
         raise UserError("bad-value", f"img={pattern}: {str(error).lower()}") from error
     named = set(Path(pattern).parts)
-    return [
-        str(path)
-        for path in found
-        if not path.is_dir() and not any(part.startswith(".") and part not in named for part in path.parts)
-    ]
+    shown = (path for path in found if not any(part.startswith(".") for part in set(path.parts) - named))
+    return [str(path) for path in shown if not path.is_dir()]
 
 
 def _parse_list(content: bytes, folder: str, source: str) -> list[str]:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # as PowerShell redirects
         content = content.decode("utf-16", errors="replace").encode()
     text = os.fsdecode(content).removeprefix("\ufeff")
-    rows = [] if "\0" in text else list(csv.reader(StringIO(text, newline="")))
     if "\0" in text:
         names = text.split("\0")
-    elif rows and "path" in rows[0]:
+    elif (rows := list(csv.reader(StringIO(text, newline="")))) and "path" in rows[0]:
         column = rows[0].index("path")
-        short = [number for number, row in enumerate(rows, 1) if row and len(row) <= column]
-        if short:
+        if short := [number for number, row in enumerate(rows, 1) if row and len(row) <= column]:
             raise UserError("bad-data", f"{source}: row {short[0]} has no path; complete or delete it")
         names = [row[column] for row in rows[1:] if row]
     else:

@@ -6,10 +6,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 
@@ -35,8 +36,8 @@ def check_table(out: Path) -> None:
 class Journal:
     """Rows beside `out`, as CSV, in a file whose name says what made them; `finish` turns them into `out`.
 
-    The same command continues a killed run: rows are kept in whole blocks, as far as they are those of `paths`; the
-    last row may be torn.
+    The same command continues a killed run: rows are kept in whole blocks, without the last, which may be torn. It is a
+    `UserError` if they are not those of `paths`, or of another model.
 
     Args:
         out: Table to write: .csv, .jsonl or .parquet; see `check_table`.
@@ -46,31 +47,22 @@ class Journal:
 
     Attributes:
         labels: Number of rows of each label; the empty label counts the failures.
-
-    Raises:
-        UserError: The table can't be written, or unfinished rows of another model lie beside it.
     """
 
     def __init__(self, out: Path, made_by: str, paths: Sequence[str], block: int) -> None:
         self.out, self.paths = out, paths
         self.labels: Counter[str] = Counter()
-        self.file = out.with_name(f"{out.name}.part-{made_by}")
+        self.file, self.new = (out.with_name(f"{out.name}.part-{made_by}{suffix}") for suffix in ("", ".new"))
         for other in out.parent.glob(f"{glob.escape(out.name)}.part-*"):
             if other.name.removesuffix(".new") != self.file.name:
-                raise UserError(
-                    "resume-mismatch",
-                    f"out={out}: {other} holds unfinished rows of another model, prior, min_confidence or precision; "
-                    "finish them with that, or delete the file",
-                )
+                raise self._mismatch(other, "another model, prior, min_confidence or precision; finish them with that")
         self.lock = FileLock(out.with_name(f"{out.name}.lock"))
         with self._failing():
             os.stat(out.parent)  # the lock would create the folder
             try:
                 self.lock.acquire(timeout=0)
             except Timeout:
-                raise UserError(
-                    "conflict", f"out={out}: another run is writing it; wait for it, or give another file"
-                ) from None
+                raise UserError("conflict", f"out={out}: another run writes it; wait, or give another file") from None
             try:
                 self._keep_rows(block)
             except BaseException:
@@ -82,62 +74,46 @@ class Journal:
 
     def write(self, rows: Iterable[Row]) -> None:
         """Add rows."""
-        with self._failing(), open(self.file, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            safe = [(safe_cell(path), label, *rest, safe_cell(error)) for path, label, *rest, error in rows]
+        safe = [(safe_cell(path), label, *rest, safe_cell(error)) for path, label, *rest, error in rows]
+        with self._failing(), _open(self.file, "a") as file:
             csv.writer(file).writerows(safe)
         self.labels.update(row[1] for row in safe)  # only once they are written
 
     def finish(self) -> None:
         """Write the complete table, in place of an earlier one."""
         with self._failing():
-            if self.out.suffix != ".csv":
-                whole = self.file.with_name(f"{self.file.name}.new")
-                rows = zip(self.paths, self._read(), strict=True)
-                _write_jsonl(whole, rows) if self.out.suffix == ".jsonl" else _write_parquet(whole, rows)
-                os.replace(whole, self.out)
-                self.file.unlink()
-            else:
+            if self.out.suffix == ".csv":
                 os.replace(self.file, self.out)
+            else:
+                records = _records(zip(self.paths, self._read(), strict=True))
+                (_write_jsonl if self.out.suffix == ".jsonl" else _write_parquet)(self.new, records)
+                os.replace(self.new, self.out)
+                self.file.unlink()
 
     def close(self) -> None:
         """Release the lock and delete a file without rows."""
-        if not len(self) and self.file.exists() and len(list(islice(self._read(), 1))) == 0:
+        if not len(self) and self.file.exists() and next(self._read(), None) is None:
             self.file.unlink()
         Path(self.lock.lock_file).unlink(missing_ok=True)
         self.lock.release()
 
+    def _mismatch(self, file: Path, of: str) -> UserError:
+        return UserError("resume-mismatch", f"out={self.out}: {file} holds unfinished rows of {of}, or delete the file")
+
     def _keep_rows(self, block: int) -> None:
-        kept = self._kept(block) if self.file.exists() else []
-        again = self.file.with_name(f"{self.file.name}.new")
-        with open(again, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(self._read())[:-1] if self.file.exists() else []  # the last may be torn
+        rows = list(takewhile(lambda row: len(row) == len(COLUMNS), rows))[: len(self.paths)]
+        if any(row[0] != safe_cell(path) for row, path in zip(rows, self.paths)):
+            raise self._mismatch(self.file, "other images; give the same img=")
+        kept = rows[: len(rows) - len(rows) % block]
+        with _open(self.new, "w") as file:
             csv.writer(file).writerows([COLUMNS, *kept])
-        os.replace(again, self.file)
+        os.replace(self.new, self.file)
         self.labels.update(row[1] for row in kept)
 
-    def _kept(self, block: int) -> list[list[str]]:
-        rows = list(self._read())[:-1]  # the last may be torn
-        same = 0
-        for row, path in zip(rows, self.paths):
-            if len(row) != len(COLUMNS):
-                break
-            if row[0] != safe_cell(path):
-                raise UserError(
-                    "resume-mismatch",
-                    f"out={self.out}: {self.file} holds unfinished rows of other images; give the same img=, or delete "
-                    "the file",
-                )
-            same += 1
-        return rows[: same - same % block]
-
     def _read(self) -> Iterator[list[str]]:
-        with open(self.file, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = csv.reader(file)
-            next(rows, None)
-            while True:
-                try:
-                    yield next(rows)
-                except (StopIteration, csv.Error):  # a row torn by a crash
-                    return
+        with _open(self.file, "r") as file, suppress(csv.Error):  # a row torn by a crash
+            yield from islice(csv.reader(file), 1, None)
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
@@ -146,14 +122,17 @@ class Journal:
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             kept = f"; {len(self)} rows are kept, and the same command continues from there" if len(self) else ""
-            raise UserError(
-                "not-writable", f"out={self.out}: {reason}; give a file that can be written{kept}"
-            ) from error
+            message = f"out={self.out}: {reason}; give a file that can be written{kept}"
+            raise UserError("not-writable", message) from error
 
 
 def safe_cell(text: str) -> str:
     """Return the text of a cell, with a ' before what a spreadsheet would take for a formula."""
     return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def _open(file: Path, mode: str) -> IO[str]:
+    return open(file, mode, newline="", encoding="utf-8", errors="surrogateescape")
 
 
 def _records(rows: Iterable[tuple[str, list[str]]]) -> Iterator[dict[str, str | float | None]]:
@@ -162,18 +141,17 @@ def _records(rows: Iterable[tuple[str, list[str]]]) -> Iterator[dict[str, str | 
         yield {"path": path, "label": label, "confidence": None, "p_male": None, **numbers, "error": error}
 
 
-def _write_jsonl(file: Path, rows: Iterable[tuple[str, list[str]]]) -> None:
+def _write_jsonl(file: Path, records: Iterator[dict[str, str | float | None]]) -> None:
     with open(file, "w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(record) + "\n" for record in _records(rows))
+        lines.writelines(json.dumps(record) + "\n" for record in records)
 
 
-def _write_parquet(file: Path, rows: Iterable[tuple[str, list[str]]]) -> None:
+def _write_parquet(file: Path, records: Iterator[dict[str, str | float | None]]) -> None:
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
     kinds = {"confidence": pyarrow.float64(), "p_male": pyarrow.float64()}
     schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in COLUMNS])
-    records = _records(rows)
     with ParquetWriter(file, schema) as writer:
         while chunk := list(islice(records, PARQUET_ROWS)):
             for record in chunk:  # Parquet holds UTF-8 only

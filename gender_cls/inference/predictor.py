@@ -44,7 +44,7 @@ class Prediction:
 
     @property
     def label(self) -> str:
-        """Label: `male` if p_male > 0.5, else `female`; empty after an error."""
+        """Label, `male` if p_male > 0.5, else `female`; empty after an error."""
         return "" if self.p_male is None else CLASSES[self.p_male > 0.5]
 
     @property
@@ -61,8 +61,8 @@ class Predictor:
             print(prediction.label, prediction.confidence)
 
     Args:
-        model: A `Binary_Classification_model.pth`, or a `.safetensors` or `.onnx` exported from one. The preprocessing
-            of a `.pth` is read from the JSON beside it; without a JSON that of the recipe is assumed.
+        model: A `Binary_Classification_model.pth`, whose preprocessing is read from the JSON beside it, or else assumed
+            to be the recipe's; or a `.safetensors` or `.onnx` exported from one.
         prior: Share of male images to predict for, in (0, 1), instead of the one of the calibration.
         precision: auto or fp32. auto is fp32 for fewer than `FEW` images, and bf16 for more if the hardware computes
             with it (probabilities differ by less than 0.01, mostly by less than 0.004).
@@ -75,16 +75,14 @@ class Predictor:
         note: Remark on preprocessing and calibration, to be shown after the name of the model.
 
     Raises:
-        UserError: The model is missing, damaged, of another network or a pickle (which is never executed), or the prior
-            is out of range or the model uncalibrated.
+        UserError: The model can't be used (a pickle is never executed), or the prior is out of range or needs a
+            calibrated model.
     """
 
     def __init__(self, model: str | os.PathLike[str], prior: float | None = None, precision: str = "auto") -> None:
         source = f"model={os.fspath(model)}"
         if not os.path.isfile(model):
-            raise UserError(
-                "not-found", f"{source}: no such file; train a model with `{command('train')}`, or give another"
-            )
+            raise UserError("not-found", f"{source}: no such file; run `{command('train')}`, or give another")
         check_choice("precision", precision, ("auto", "fp32"))
         self.source, self.precision = source, precision
         self.runtime = OnnxRuntime(model, source) if Path(model).suffix == ".onnx" else TorchRuntime(model, source)
@@ -95,19 +93,15 @@ class Predictor:
         if prior is not None:
             check_share("prior", prior)
             if self.calibration is None:
-                raise UserError(
-                    "conflict",
-                    f"prior={prior} needs a calibrated model, and {source} is uncalibrated; train one, not in a sweep",
-                )
+                raise UserError("conflict", f"prior={prior}: {source} is uncalibrated; train it with calibration")
             known = self.calibration["prior"]
             self.shift = math.log(prior / (1 - prior)) - math.log(known / (1 - known))
-        self.note = ""
-        if self.assumed_preprocessing:
-            self.note = ", without its JSON: the preprocessing of the recipe is assumed"
-        elif self.calibration is None:
-            self.note = ", uncalibrated: its confidence is a score"
-        else:
+        if self.calibration:
             self.note = f", calibrated to a share of male images of {prior or self.calibration['prior']:.2g}"
+        elif self.assumed_preprocessing:
+            self.note = ", without its JSON: the preprocessing of the recipe is assumed"
+        else:
+            self.note = ", uncalibrated: its confidence is a score"
 
     @property
     def network(self) -> "GenderNet":
@@ -134,14 +128,13 @@ class Predictor:
         count = max(total, len(images) if isinstance(images, Sequence) else len(first))
         if count < FEW:
             yield from self._predict_chunk(self.runtime.few(self.preprocessing), first)
-            return
-        images = chain(first, remaining)
-        del first  # the images are not held longer than needed
-        yield from self._predict_many(images, count)
+        else:
+            images = chain(first, remaining)
+            del first  # the images are not held longer than needed
+            yield from self._predict_many(images, count)
 
     def _predict_many(self, images: Iterator[Any], count: int) -> Iterator[Prediction]:
-        threads = self.runtime.threads
-        many = self.runtime.many(self.preprocessing, count, self.precision)
+        threads, many = self.runtime.threads, self.runtime.many(self.preprocessing, count, self.precision)
         with many as run, ThreadPoolExecutor(threads) as pool:
             waiting: deque[Future[list[Prediction]]] = deque()
             try:
@@ -169,7 +162,7 @@ class Predictor:
             logits = run(np.stack(pixels)).astype(float) + self.shift
             with np.errstate(over="ignore"):
                 probabilities = iter((1 / (1 + np.exp(-logits))).tolist())
-            predictions = [each if each.error else _with_probability(each, next(probabilities)) for each in predictions]
+            predictions = [each if each.error else _with_p_male(each, next(probabilities)) for each in predictions]
         return predictions
 
 
@@ -177,20 +170,16 @@ def newest_model() -> str:
     """Return the model of the newest run below runs/, or raise a `UserError` if there is none."""
     models = sorted(Path("runs").glob(f"**/{MODEL_NAME}"), key=lambda path: path.stat().st_mtime)
     if not models:
-        raise UserError(
-            "not-found", f"no {MODEL_NAME} below runs/; train one with `{command('train')}`, or give model=FILE"
-        )
+        raise UserError("not-found", f"no {MODEL_NAME} below runs/; run `{command('train')}`, or give model=FILE")
     return str(models[-1])
 
 
-def _with_probability(prediction: Prediction, p_male: float) -> Prediction:
-    if math.isnan(p_male):
-        return replace(prediction, error="the output of the model is not a number")
-    return replace(prediction, p_male=p_male)
+def _with_p_male(prediction: Prediction, p_male: float) -> Prediction:
+    error = "the output of the model is not a number"
+    return replace(prediction, error=error) if math.isnan(p_male) else replace(prediction, p_male=p_male)
 
 
 def _read_facts(facts: dict[str, Any] | None, source: str) -> tuple[Preprocessing, dict[str, float] | None]:
-    """Return the preprocessing and calibration in the facts of a model, or the recipe's preprocessing without facts."""
     if facts is None:
         return Preprocessing(), None
     try:

@@ -1,14 +1,18 @@
-"""Engines that run a model on pixels: torch for a `.pth` or `.safetensors`, ONNX Runtime without torch."""
+"""Engines that run a model on pixels: torch for a `.pth` or `.safetensors`, ONNX Runtime without torch.
+
+Both have `facts`, from the model's JSON or from the file itself, None if there are none; `facts_source`, the file or
+argument that the facts come from, for errors; and `threads`, how many threads may call what `many` yields at once.
+"""
 
 import json
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,34 +23,8 @@ Run = Callable[[np.ndarray], np.ndarray]  # pixels, uint8 (N, 3, size, size), to
 OPENVINO_FROM = 5000  # images; for fewer, compiling takes longer than it saves
 
 
-class Runtime(Protocol):
-    """A model that has been read.
-
-    Attributes:
-        facts: Facts from its JSON or from the file itself; None if there are none.
-        facts_source: The file or argument that the facts come from, for errors.
-        threads: Number of threads that may call what `many` yields at once.
-    """
-
-    facts: dict[str, Any] | None
-    facts_source: str
-    threads: int
-
-    def few(self, preprocessing: Preprocessing) -> Run:
-        """Return the model for a few images: fp32, ready at once."""
-        ...
-
-    def many(self, preprocessing: Preprocessing, count: int, precision: str) -> AbstractContextManager[Run]:
-        """Yield the model for `count` images, to be called by `threads` threads; `precision` is auto or fp32."""
-        ...
-
-
 class TorchRuntime:
-    """A `Runtime` by torch, of a state dict of resnet18 with `fc = Linear(512, 1)` or of the network its JSON names.
-
-    Attributes:
-        network: The network with the weights.
-    """
+    """A state dict of resnet18 with `fc = Linear(512, 1)`, or of the network its JSON names, run by torch."""
 
     def __init__(self, model: str | os.PathLike[str], source: str) -> None:
         import torch
@@ -55,9 +33,8 @@ class TorchRuntime:
         from gender_cls.models.weights import read_state_dict
 
         state = read_state_dict(model, source)
-        self.facts_source = source
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.threads = cores()
+        self.facts_source, self.threads = source, cores()
         text = None
         if Path(model).suffix == ".safetensors":
             from safetensors import safe_open
@@ -74,18 +51,18 @@ class TorchRuntime:
         self.network.eval()
 
     def few(self, preprocessing: Preprocessing) -> Run:
-        """See `Runtime`."""
+        """Return the model for a few images: fp32, ready at once."""
         import torch
 
+        @torch.inference_mode()
         def run(pixels: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                return self.network(preprocessing.normalize(torch.from_numpy(pixels))).numpy()
+            return self.network(preprocessing.normalize(torch.from_numpy(pixels))).numpy()
 
         return run
 
     @contextmanager
     def many(self, preprocessing: Preprocessing, count: int, precision: str) -> Iterator[Run]:
-        """See `Runtime`: in bf16 if the hardware computes with it, on a GPU if there is one, by OpenVINO if it pays."""
+        """Yield the model for `count` images: in bf16 if the hardware has it, on a GPU, by OpenVINO where that pays."""
         import torch
 
         from gender_cls.models.backbones import best_precision, openvino_backbone, torch_backbone
@@ -96,45 +73,41 @@ class TorchRuntime:
         else:
             backbone = torch_backbone(self.network.backbone, preprocessing, chosen, self.device)
 
+        @torch.inference_mode()
         def run(pixels: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                return self.network.head(backbone(torch.from_numpy(pixels))).squeeze(1).numpy()
+            return self.network.head(backbone(torch.from_numpy(pixels))).squeeze(1).numpy()
 
         with _one_torch_thread():
             yield run
 
 
 class OnnxRuntime:
-    """A `Runtime` by ONNX Runtime, of a file made by `python -m gender_cls.inference.export`."""
+    """A file made by `python -m gender_cls.inference.export`, run by ONNX Runtime."""
 
     def __init__(self, model: str | os.PathLike[str], source: str) -> None:
         if not find_spec("onnxruntime"):
             raise UserError("missing-package", f'{source} needs the extra `onnx`: pip install -e ".[onnx]"')
-        self.model = os.fspath(model)
-        self.threads = cores()
+        self.model, self.threads = os.fspath(model), cores()
         try:
             self.session = self._session(self.threads)
             text = self.session.get_modelmeta().custom_metadata_map["facts"]
             (image,) = self.session.get_inputs()
             size = json.loads(text)["preprocessing"]["size"]
             outputs = {output.name for output in self.session.get_outputs()}
-            if (image.name, image.type, image.shape[1:]) != ("image", "tensor(float)", [3, size, size]):
-                raise ValueError(f"{image}")
-            if isinstance(image.shape[0], int) or not {"p_male", "logit"} <= outputs:
-                raise ValueError("another batch or output")
+            known = (image.name, image.type, image.shape[1:]) == ("image", "tensor(float)", [3, size, size])
+            if not known or isinstance(image.shape[0], int) or not {"p_male", "logit"} <= outputs:
+                raise ValueError(f"{image} to {outputs}")
         except Exception as error:  # ONNX Runtime has exceptions of its own
-            raise UserError(
-                "bad-model", f"{source} is not a model made by python -m gender_cls.inference.export; export it again"
-            ) from error
+            raise UserError("bad-model", f"{source} is not from gender_cls.inference.export; export again") from error
         self.facts_source, self.facts = source, _parse_facts(text, source)
 
     def few(self, preprocessing: Preprocessing) -> Run:
-        """See `Runtime`."""
+        """Return the model for a few images, with a thread for each core."""
         return partial(self._run, self.session)
 
     @contextmanager
     def many(self, preprocessing: Preprocessing, count: int, precision: str) -> Iterator[Run]:
-        """See `Runtime`; always fp32."""
+        """Yield the model to be called by `threads` threads, always in fp32."""
         yield partial(self._run, self._session(1))
 
     def _session(self, threads: int) -> Any:
@@ -157,10 +130,8 @@ def cores() -> int:
 
 def invalid_facts(source: str) -> UserError:
     """Return the error for a JSON that prediction can't use."""
-    return UserError(
-        "bad-model",
-        f"{source} holds no valid preprocessing and calibration; mend it, or delete it to assume the recipe's",
-    )
+    message = f"{source} holds no valid preprocessing and calibration; mend it, or delete it to assume the recipe's"
+    return UserError("bad-model", message)
 
 
 def _parse_facts(text: str, source: str) -> dict[str, Any]:
@@ -171,8 +142,7 @@ def _parse_facts(text: str, source: str) -> dict[str, Any]:
 
 
 _lock = threading.Lock()
-_users: list[None] = []  # one entry for each `_one_torch_thread` in force
-_threads_before: list[int] = []  # torch's number of threads, restored by the last of them
+_threads_before: list[int] = []  # one entry for each `_one_torch_thread` in force; the first is restored by the last
 
 
 @contextmanager
@@ -181,14 +151,13 @@ def _one_torch_thread() -> Iterator[None]:
     import torch
 
     with _lock:
-        if not _users:
-            _threads_before.append(torch.get_num_threads())
+        _threads_before.append(torch.get_num_threads())
+        if len(_threads_before) == 1:
             torch.set_num_threads(1)
-        _users.append(None)
     try:
         yield
     finally:
         with _lock:
-            _users.pop()
-            if not _users:
-                torch.set_num_threads(_threads_before.pop())
+            before = _threads_before.pop()
+            if not _threads_before:
+                torch.set_num_threads(before)

@@ -33,14 +33,7 @@ def folded(backbone: nn.Module) -> nn.Module:
 
 
 def torch_backbone(backbone: nn.Module, preprocessing: Preprocessing, precision: str, device: torch.device) -> Backbone:
-    """Return the backbone as a function of views, run by torch.
-
-    Args:
-        backbone: Frozen backbone.
-        preprocessing: Preprocessing that ended the views; it normalizes them.
-        precision: bf16 or fp32.
-        device: Device that the backbone runs on.
-    """
+    """Return the backbone, run by torch in bf16 or fp32, as a function of views; `preprocessing` normalizes them."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     net = folded(backbone).to(device, dtype).to(memory_format=torch.channels_last)
 
@@ -53,13 +46,9 @@ def torch_backbone(backbone: nn.Module, preprocessing: Preprocessing, precision:
 
 
 def openvino_backbone(backbone: nn.Module, preprocessing: Preprocessing, precision: str, streams: int = 1) -> Backbone:
-    """Return the backbone as a function of views, compiled by OpenVINO for the CPU.
+    """Return the same as `torch_backbone`, compiled by OpenVINO for the CPU.
 
-    Args:
-        backbone: Frozen backbone.
-        preprocessing: Preprocessing that ended the views; it normalizes them.
-        precision: bf16 or fp32.
-        streams: Number of threads that may call the function at once; each call runs on as many threads as torch has.
+    Up to `streams` threads may call it at once; each call runs on as many threads as torch has.
     """
     import openvino
 

@@ -26,9 +26,6 @@ class GenderNet(nn.Module):
             the order of `named_modules`.
 
     Attributes:
-        backbone: The network without its last linear layer.
-        backbone_name: Name of the backbone.
-        head: The linear head.
         last: Name of the layer that the head replaces.
 
     Raises:
@@ -83,11 +80,7 @@ class GenderNet(nn.Module):
         return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
     def load_plain_state(self, state: dict[str, torch.Tensor], source: str) -> None:
-        """Load a state dict as `plain_state` returns it.
-
-        Args:
-            state: State dict of the plain network.
-            source: Name of the state dict in errors.
+        """Load a state dict as `plain_state` returns it; `source` names it in errors.
 
         Raises:
             UserError: It is another network's.

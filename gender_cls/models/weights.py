@@ -17,11 +17,9 @@ STALL_SECONDS = 20.0  # without a byte, after which a download is given up
 
 
 def read_state_dict(path: str | os.PathLike[str], source: str) -> dict[str, torch.Tensor]:
-    """Read a flat dict of tensors; nothing that the file holds is ever executed.
+    """Read a flat dict of tensors from a file of `torch.save`, or one that ends in .safetensors.
 
-    Args:
-        path: A file of `torch.save`, or one that ends in .safetensors.
-        source: Name of the file in errors, such as the key=value that gave it.
+    Nothing that the file holds is executed. `source` names the file in errors, such as the key=value that gave it.
 
     Raises:
         UserError: The file can't be read, or it holds something else.
@@ -36,11 +34,7 @@ def read_state_dict(path: str | os.PathLike[str], source: str) -> dict[str, torc
 
 
 def safe_load(path: str | os.PathLike[str], source: str) -> object:
-    """Load tensors and plain values by `torch.load`, and nothing else.
-
-    Args:
-        path: A file of `torch.save`.
-        source: Name of the file in errors.
+    """Load tensors and plain values, and nothing else, by `torch.load`; `source` names the file in errors.
 
     Raises:
         UserError: The file can't be read, is damaged, or is a pickle that would run code.

@@ -15,10 +15,7 @@ from gender_cls.models.weights import download, read_state_dict
 
 
 class TorchvisionBackbone:
-    """A classification network of torchvision.
-
-    Args:
-        name: Name of the network in torchvision.
+    """A classification network of torchvision, by name.
 
     Raises:
         UserError: torchvision has no such network, or it can't be trained here.
@@ -100,11 +97,7 @@ class EfficientNetLite0:
         return timm.create_model(self.timm_name, pretrained=False)
 
     def read(self, weights: str) -> dict[str, torch.Tensor]:
-        """Return the state dict of the package or a path.
-
-        Raises:
-            UserError: There is none, it can't be read, or the package and timm differ.
-        """
+        """Return the state dict of the package or of a path."""
         if weights != self.weights:
             return _read_file(weights, self.name, self.names())
         source = f"model.weights={weights}"

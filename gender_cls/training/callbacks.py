@@ -1,6 +1,8 @@
 """What loggers show beside the curves."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 
 from gender_cls.data.base import FaceDataModule
 from gender_cls.evaluation.plots import image_grid, plot_confusion, to_image
+from gender_cls.transforms.decode import ImageError, load_rgb
 
 GRID = 16  # training views
 FINAL = ("f1_macro", "f1_female", "f1_male", "accuracy")
@@ -68,10 +71,9 @@ def log_final(trainer: pl.Trainer, hyper_parameters: dict[str, Any], metrics: Ma
 def first_views(data: FaceDataModule, number: int) -> torch.Tensor:
     """Return the first training views of epoch 0 as RGB in 0..1 (N, 3, size, size)."""
     data.sampler.set_epoch(0)
-    keys = [key for key, _ in zip(data.sampler, range(number))]
-    if data.features:
-        keys = [(index, draw % data.cached_views) for index, draw in keys]
-    items = [item for item in map(data.datasets["train"].__getitem__, keys) if item is not None]
-    preprocessing = data.views.preprocessing
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-    return (torch.stack([view for view, _, _ in items]) * std + mean).clamp(0, 1)
+    views: list[torch.Tensor] = []
+    for index, draw in islice(data.sampler, number):
+        face = data.faces.splits["train"][index]
+        with suppress(ImageError):
+            views += data.views(load_rgb(face.path), face.digest, [draw % data.cached_views if data.features else draw])
+    return torch.stack(views) / 255

@@ -81,9 +81,6 @@ def prepare(cfg: DictConfig) -> DictConfig:
     check_choice("report", cfg.report, ("short", "full"))
     check_integer("trainer.max_epochs", cfg.trainer.max_epochs, 1)
     check_regex(cfg.data.report_exclude)
-    prior = cfg.calibration.prior
-    if prior not in (None, "train") and not (isinstance(prior, int | float) and 0 < prior < 1):
-        raise UserError("bad-value", f"calibration.prior={prior}: give a number above 0 and below 1, or train")
     Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
     return cfg
 

@@ -45,6 +45,7 @@ class HeldOut:
     Args:
         data: The data module.
         network: The network that is trained.
+        prior: Male prevalence to predict for, in (0, 1), or `train`: that of the training images.
 
     Attributes:
         faces: N faces.
@@ -53,11 +54,13 @@ class HeldOut:
         folds: Fold (N) of each image; of many images there are fewer than `FOLDS`, since a part is enough.
 
     Raises:
-        UserError: There are too few identities.
+        UserError: There are too few identities, or the prior is out of its range.
     """
 
-    def __init__(self, data: FaceDataModule, network: GenderNet) -> None:
-        self.data, self.network = data, network
+    def __init__(self, data: FaceDataModule, network: GenderNet, prior: float | str) -> None:
+        if prior != "train" and not (isinstance(prior, int | float) and 0 < prior < 1):
+            raise UserError("bad-value", f"calibration.prior={prior}: give a number above 0 and below 1, or train")
+        self.data, self.network, self.prior = data, network, prior
         self.split = "train" if data.caches(network) else "dev"
         everything = data.faces.splits.get(self.split, [])
         if not everything:
@@ -144,13 +147,12 @@ def train_head(head: nn.Linear, data: FaceDataModule, sampler: DrawSampler, modu
     trainer.fit(_Fold(head, module, bar), loader)
 
 
-def calibrate(held_out: HeldOut, module: GenderModule, prior: float | str) -> dict[str, Any]:
+def calibrate(held_out: HeldOut, module: GenderModule) -> dict[str, Any]:
     """Fit slope and bias on held-out logits, and fold them into the head of a trained module.
 
     Args:
         held_out: What they are fitted on.
         module: The module, after its training.
-        prior: Male prevalence to predict for, in (0, 1), or `train`: that of the training images.
 
     Returns:
         Prior, slope and bias; whether the fit found nothing in the logits (`blind`); what they were fitted on; and the
@@ -160,7 +162,7 @@ def calibrate(held_out: HeldOut, module: GenderModule, prior: float | str) -> di
         UserError: A head diverged, or hardly an image can be read any more.
     """
     counts = held_out.data.class_counts
-    share = counts[1] / sum(counts) if prior == "train" else float(prior)
+    share = counts[1] / sum(counts) if held_out.prior == "train" else float(held_out.prior)
     held_out.find()
     logits = held_out.logits(module)
     slope, bias = calibration.fit(logits, held_out.labels)

@@ -52,13 +52,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     cfg = prepare(cfg)
     in_sweep = cfg.sweep_job is not None
     run = compose_run(cfg)
-    held_out = None if in_sweep or cfg.calibration.prior is None else HeldOut(run.data, run.module.network)
+    prior = None if in_sweep else cfg.calibration.prior
+    held_out = None if prior is None else HeldOut(run.data, run.module.network, prior)
     started = time.monotonic()
     with resumable(run.trainer, cfg.ckpt_path):
         fit(run)
         fitted = {"epochs": run.trainer.current_epoch, "seconds": round(time.monotonic() - started, 1)}
         with one_thread(run.cached):
-            calibrated = None if held_out is None else calibrate(held_out, run.module, cfg.calibration.prior)
+            calibrated = None if held_out is None else calibrate(held_out, run.module)
     metrics = evaluate(run)
     name = f"{run.data.eval_splits[0]}/f1_macro"
     faces = run.data.faces

@@ -1,5 +1,6 @@
 """From a decoded image to the network's input: the only place that resizes to the network's size and normalizes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,8 @@ class Preprocessing:
     crop: float = 1.0
     median: bool = False
     interpolation: str = "bilinear"
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
         check_integer("data.size", self.size, 1)

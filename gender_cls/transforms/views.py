@@ -39,16 +39,7 @@ class Views(Protocol):
     facts: dict[str, object]
 
     def __call__(self, image: Image.Image, digest: str, numbers: Sequence[int]) -> torch.Tensor:
-        """Return views of an image.
-
-        Args:
-            image: Decoded RGB image.
-            digest: Digest of its file's content.
-            numbers: Which views to make.
-
-        Returns:
-            uint8 (len(numbers), 3, size, size).
-        """
+        """Return the views of these numbers, uint8 (N, 3, size, size), of an RGB image by its file's digest."""
         ...
 
 
@@ -57,9 +48,6 @@ class EvaluationViews:
 
     The numbers are indices in `CONDITIONS`. An image is corrupted before it is cropped and resized, so every model
     sees the same corrupted images.
-
-    Args:
-        preprocessing: Last step of each view.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -67,7 +55,7 @@ class EvaluationViews:
         self.facts: dict[str, object] = {**asdict(preprocessing), "of": "evaluation", "degradations": CORRUPTIONS_HASH}
 
     def __call__(self, image: Image.Image, digest: str, numbers: Sequence[int]) -> torch.Tensor:
-        """Return views of an image; see `Views`."""
+        """See `Views`."""
         return torch.stack([self.preprocessing.resize(corrupted(image, digest, number)) for number in numbers])
 
 
@@ -88,7 +76,8 @@ class Augmentation:
         jitter: Strengths of brightness, contrast and saturation; 0.2 means a factor in 0.8..1.2.
         blur: Side of the Gaussian kernel in pixels, odd; sigma is drawn from 0.1..2; 0 turns it off. A corrupted view
             is not blurred as well, which would smooth its noise away.
-        scale: Least and largest share of the view's area of a random crop that is resized to `size`; None turns it off.
+        scale: Smallest and largest share of the area that a random crop keeps, which is then resized to `size`; None
+            turns it off.
         size: Side of the views after the crop, in pixels; None is the preprocessing's. Smaller views train faster,
             and a random crop shows faces larger than evaluation does, which makes up for it (Touvron et al., 2019,
             "Fixing the train-test resolution discrepancy").
@@ -111,11 +100,11 @@ class Augmentation:
         if self.blur and self.blur % 2 == 0:
             raise UserError("bad-value", f"data.augment.blur={self.blur}: give an odd number of pixels, or 0")
         if self.scale is not None and (not _numbers(self.scale, 2) or not 0 < self.scale[0] <= self.scale[1] <= 1):
-            raise UserError("bad-value", f"data.augment.scale={self.scale}: give such as [0.5, 1.0], or null")
+            raise UserError("bad-value", f"data.augment.scale={self.scale}: give shares such as [0.5, 1], or null")
         if self.size is not None:
             check_integer("data.augment.size", self.size, 1)
             if self.scale is None:
-                raise UserError("conflict", f"data.augment.size={self.size} needs data.augment.scale=[0.5,1.0], say")
+                raise UserError("conflict", f"data.augment.size={self.size} needs data.augment.scale, such as [0.5, 1]")
 
 
 def _numbers(values: object, count: int) -> bool:
@@ -192,7 +181,7 @@ class TrainingViews:
         self.blur = v2.GaussianBlur(augment.blur) if augment.blur else None
 
     def __call__(self, image: Image.Image, digest: str, numbers: Sequence[int]) -> torch.Tensor:
-        """Return views of an image; see `Views`. The views that are not corrupted share one resize."""
+        """See `Views`; the views that are not corrupted share one resize."""
         plain = self.preprocessing.resize(image)
         return torch.stack([self._view(image, plain, digest, draw) for draw in numbers])
 

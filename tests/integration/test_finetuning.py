@@ -18,6 +18,7 @@ from gender_cls.errors import UserError
 from gender_cls.evaluation import report
 from gender_cls.inference import export
 from gender_cls.inference.predictor import Predictor
+from gender_cls.models.network import GenderNet
 from gender_cls.training.module import GenderModule
 from gender_cls.training.schedules import make_scheduler
 from gender_cls.transforms.views import Augmentation
@@ -80,7 +81,7 @@ def test_learning_rates_rise_and_fall_by_step_each_to_its_own(train: Run, monkey
 
 
 def test_too_few_steps_to_warm_up(train: Run, fails: Fails) -> None:
-    failure = fails(train, *LAYER4, "model/scheduler=one_cycle")  # a tenth of 5 steps
+    failure = fails(train, *LAYER4, *ONE_CYCLE, "model.scheduler.scheduler.pct_start=0.2")  # of 5 steps
     assert failure.code == "bad-value"
     assert "model.scheduler: 5 steps are too few" in failure.line
     assert "trainer.max_epochs" in failure.line
@@ -145,11 +146,13 @@ def test_what_makes_no_sense_is_refused(override: str, code: str, said: str, tra
     ("size", "side", "taken"), [(224, None, True), (None, 224, True), (192, None, False), (224, 192, False)]
 )
 def test_a_vit_takes_its_own_size_alone(size: int | None, side: int | None, taken: bool) -> None:
-    network: Any = SimpleNamespace(backbone=SimpleNamespace(image_size=224), backbone_name="vit_b_16")
+    network: Any = GenderNet(None)
+    network.backbone.image_size, network.backbone_name = 224, "vit_b_16"  # without its 86 million parameters
     augment = Augmentation(scale=None if side is None else [0.5, 1.0], size=side)
-    data = FolderDataModule(augment=augment, **({} if size is None else {"size": size}))
+    data: Any = FolderDataModule(augment=augment, cached_views=0, **({} if size is None else {"size": size}))
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(network=network))
     with nullcontext() if taken else pytest.raises(UserError, match="vit_b_16 takes 224 alone") as failure:
-        data._check_size(network)
+        data.setup("fit")
     if failure:
         assert failure.value.code == "conflict"
         assert "data.size=224" in str(failure.value)
