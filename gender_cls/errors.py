@@ -1,5 +1,6 @@
 """The one exception that a user is meant to read, and the checks of values that raise it."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -46,3 +47,12 @@ def check_boolean(key: str, value: object) -> None:
     """Raise a `UserError` unless `value` is true or false."""
     if not isinstance(value, bool):
         raise UserError("bad-value", f"{key}={value}: give true or false")
+
+
+def check_regex(key: str, pattern: str | None) -> None:
+    """Raise a `UserError` unless `pattern` is a regular expression or None."""
+    try:
+        re.compile("" if pattern is None else pattern)
+    except (re.error, TypeError) as error:
+        message = f"{key}={pattern}: not a regular expression ({error}); null turns it off"
+        raise UserError("bad-value", message) from error

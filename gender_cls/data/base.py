@@ -14,7 +14,7 @@ from gender_cls.data.identities import IDENTITY
 from gender_cls.data.sampler import DrawSampler
 from gender_cls.data.sources import Splits
 from gender_cls.data.validation import FaceSet, check
-from gender_cls.errors import UserError, check_boolean, check_integer
+from gender_cls.errors import UserError, check_boolean, check_integer, check_regex
 from gender_cls.features.extractor import Extractor, FeatureOptions
 from gender_cls.labels import CLASSES
 from gender_cls.models.network import GenderNet
@@ -89,6 +89,7 @@ class FaceDataModule(pl.LightningDataModule):
         check_integer("seed", seed, 0)
         check_integer("cached_views", cached_views, 0)
         check_boolean("data.balanced_sampler", balanced_sampler)
+        check_regex("data.report_exclude", report_exclude)
         self.identity, self.val_share, self.holdout, self.split_seed = identity, val_share, holdout, split_seed
         self.batch_size, self.balanced_sampler, self.seed = batch_size, balanced_sampler, seed
         self.num_workers = torch.get_num_threads() if num_workers is None else num_workers

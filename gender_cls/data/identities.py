@@ -10,7 +10,7 @@ from functools import partial
 from statistics import median_low
 
 from gender_cls.data.sources import Face, Splits
-from gender_cls.errors import UserError, check_share
+from gender_cls.errors import UserError, check_regex, check_share
 from gender_cls.labels import CLASSES
 
 IDENTITY = r"^(.+)_\d{4}$"  # the usual pattern of file names, see `assign_identities`
@@ -126,14 +126,9 @@ def assign_identities(splits: Splits, pattern: str | None) -> tuple[Splits, list
 
 def compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
     """Compile the pattern of `assign_identities`, or raise a `UserError` that names its key."""
-    if pattern is None:
-        return None
-    try:
-        regex = re.compile(pattern)
-    except (re.error, TypeError) as error:
-        message = f"data.identity={pattern}: not a regular expression ({error}); null turns it off"
-        raise UserError("bad-value", message) from error
-    if regex.groups < 1:
+    check_regex("data.identity", pattern)
+    regex = None if pattern is None else re.compile(pattern)
+    if regex and regex.groups < 1:
         message = f"data.identity={pattern} has no group (...) around the identity; null turns it off"
         raise UserError("bad-value", message)
     return regex

@@ -78,16 +78,9 @@ def class_weights(labels: np.ndarray, prior: float) -> np.ndarray:
 def expected_calibration_error(p_male: np.ndarray, labels: np.ndarray, prior: float) -> float:
     """Compute the expected calibration error (ECE) of p(male) in `BINS` bins of equal mass.
 
-    It is the sum over bins of the bin's mass times |weighted share of male images - weighted mean of p_male|. Binning
-    p(male) instead of the confidence also shows a bias towards one class.
-
-    Args:
-        p_male: Probabilities of male (N), in 0..1.
-        labels: Labels (N), 0 or 1.
-        prior: Share of male images that the classes are weighted to.
-
-    Returns:
-        The error, in 0..1.
+    It is the sum over bins of the bin's mass times |weighted share of male images - weighted mean of p_male|, in 0..1,
+    with the classes of the images (N) weighted to `prior`. Binning p(male) instead of the confidence also shows a bias
+    towards one class.
     """
     return float(_error(p_male, labels, class_weights(labels, prior)))
 
@@ -130,12 +123,7 @@ def draw_labels(
 
     They are drawn at the class mixture of the data: the log-odds of the prior are replaced by those of the data. A
     label keeps the weight of its class in the data; weights from the drawn counts would hide a bias towards one class.
-
-    Args:
-        logits: Logits (N) at the prior.
-        labels: Labels (N), for the mixture; both must occur.
-        prior: Share of male images, in (0, 1).
-        uniform: Random numbers (draws, N), in 0..1.
+    The logits (N) are those at the prior, `uniform` random numbers (draws, N) in 0..1; both labels (N) must occur.
 
     Returns:
         Labels (draws, N), 0 or 1, and weights (draws, N) that sum to 1 in each draw.
@@ -144,12 +132,6 @@ def draw_labels(
     drawn = uniform < _sigmoid(logits - log_odds(prior) + log_odds(share))
     weights = np.where(drawn, prior / share, (1 - prior) / (1 - share))
     return drawn.astype(float), weights / weights.sum(-1, keepdims=True)
-
-
-def noise_floor(logits: np.ndarray, labels: np.ndarray, prior: float) -> float:
-    """Return the mean ECE of a perfectly calibrated model on these images, as if each were its own identity."""
-    uniform = np.random.default_rng(0).random((DRAWS, len(logits)))
-    return float(_error(_sigmoid(logits), *draw_labels(logits, labels, prior, uniform)).mean())
 
 
 def calibration_metrics(logits: torch.Tensor, labels: np.ndarray, prior: float) -> dict[str, float | None]:
@@ -161,15 +143,17 @@ def calibration_metrics(logits: torch.Tensor, labels: np.ndarray, prior: float) 
         prior: Share of male images, in (0, 1), that the classes are weighted to.
 
     Returns:
-        ece: See `expected_calibration_error`. ece_debiased: ECE minus the noise floor; 0 on average for a perfectly
-        calibrated model, so it may be negative. slope, intercept: Those of `fit` without smoothing on these images; 1
-        and 0 if nothing is left to correct, a slope below 1 if the model is overconfident, an intercept above 0 if it
-        predicts female too often, None if the classes are separable. brier, nll: Mean squared error and negative
-        log-likelihood.
+        ece: See `expected_calibration_error`. ece_debiased: ECE minus the noise floor, which is its mean over draws of
+        labels as if the model were perfectly calibrated and each image an identity of its own; it may be negative.
+        slope, intercept: Those of `fit` without smoothing on these images; 1 and 0 if nothing is left to correct, a
+        slope below 1 if the model is overconfident, an intercept above 0 if it predicts female too often, None if the
+        classes are separable. brier, nll: Mean squared error and negative log-likelihood.
     """
     values = logits.double().numpy()
     weights, p_male = class_weights(labels, prior), _sigmoid(values)
-    ece, floor = expected_calibration_error(p_male, labels, prior), noise_floor(values, labels, prior)
+    ece = expected_calibration_error(p_male, labels, prior)
+    uniform = np.random.default_rng(0).random((DRAWS, len(values)))
+    floor = float(_error(p_male, *draw_labels(values, labels, prior, uniform)).mean())
     losses = np.logaddexp(0, np.where(labels == 1, -values, values))
     found: dict[str, float | None] = {"ece": ece, "ece_debiased": ece - floor, "slope": None, "intercept": None}
     if values[labels == 1].min() < values[labels == 0].max():

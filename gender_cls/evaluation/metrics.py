@@ -6,13 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 from torchmetrics import ClasswiseWrapper, Metric, MetricCollection
-from torchmetrics.classification import (
-    BinaryAUROC,
-    MulticlassAccuracy,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
+from torchmetrics.functional.classification import binary_auroc
 
 from gender_cls.labels import CLASSES
 
@@ -33,7 +28,7 @@ def metric_collection() -> MetricCollection:
 
 def auroc(probabilities: torch.Tensor, labels: torch.Tensor) -> float | None:
     """Return the area under the ROC curve, or None if only one label is present."""
-    return round(float(BinaryAUROC()(probabilities, labels.long())), 6) if 0 < labels.sum() < len(labels) else None
+    return round(float(binary_auroc(probabilities, labels.long())), 6) if 0 < labels.sum() < len(labels) else None
 
 
 def confusion(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -124,6 +119,6 @@ class Evaluation:
             if absent and any(part in ("macro", *absent) for part in name.split("_")):
                 found[name] = None
         areas = [area for at in chosen if (area := self.auroc[at]) is not None]
-        found |= {"auroc": round(float(np.mean(areas)), 6) if areas else None}
+        found["auroc"] = round(float(np.mean(areas)), 6) if areas else None
         found |= {"images": self.images, "identities": self.identities}
         return found | ({"confusion": self.counts[chosen[0]].tolist()} if len(chosen) == 1 else {})

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 WIDTH = 6.4  # inches
 COLORS = {"female": "tab:purple", "male": "tab:green"}
+BIN_EDGES = np.linspace(0, 1, 21).tolist()
 
 
 def plot_confusion(sets: Mapping[str, Mapping[str, Any]]) -> "Figure":
     """Plot the confusion matrix in the metrics of each set; the shade is the share of the row."""
     columns = min(2, len(sets))
     rows = -(-len(sets) // columns)
-    figure = _new(WIDTH if columns > 1 else 4.2, 3.0 * rows if columns > 1 else 3.8)
+    figure = _new(WIDTH, 3.0 * rows) if columns > 1 else _new(4.2, 3.8)
     for ax, (name, metrics) in zip(figure.subplots(rows, columns, squeeze=False).ravel(), sets.items()):
         counts = np.array(metrics["confusion"])
         shares = counts / counts.sum(1, keepdims=True).clip(1)
@@ -42,7 +43,7 @@ def plot_confusion(sets: Mapping[str, Mapping[str, Any]]) -> "Figure":
 
 def plot_severity(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     """Plot macro-F1 with its interval and the F1 of each class by severity, from 0, for each corruption."""
-    figure, axes = _panels()
+    figure, axes = _panels("severity (0: clean)", "F1")
     for ax, (name, points) in zip(axes, sets.items()):
         severity = range(len(points))
         low, high = np.array([point["f1_macro_ci95"] for point in points]).T
@@ -53,17 +54,12 @@ def plot_severity(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
         ax.set(title=name, ylim=(0, 1), xticks=severity)
         ax.grid(alpha=0.3)
     axes[0].legend(fontsize=8, loc="lower left")
-    figure.supxlabel("severity (0: clean)")
-    figure.supylabel("F1")
     return figure
 
 
 def plot_roc(sets: Mapping[str, torch.Tensor], labels: torch.Tensor) -> "Figure":
     """Plot the ROC curve of the probabilities of male (N) in each set."""
-    figure, ax = _single()
-    for name, probabilities in sets.items():
-        false_male, true_male, _ = binary_roc(probabilities, labels)
-        ax.plot(false_male, true_male, label=name, **_style(name))
+    figure, ax = _curves({name: binary_roc(probabilities, labels) for name, probabilities in sets.items()})
     ax.plot((0, 1), (0, 1), ":", color="grey", label="chance")
     ax.set(xlabel="false positive rate (female images predicted male)")
     ax.set(ylabel="true positive rate (male images predicted male)")
@@ -73,10 +69,8 @@ def plot_roc(sets: Mapping[str, torch.Tensor], labels: torch.Tensor) -> "Figure"
 
 def plot_precision_recall(sets: Mapping[str, torch.Tensor], labels: torch.Tensor) -> "Figure":
     """Plot precision against recall of female, the rarer class in most data, in each set."""
-    figure, ax = _single()
-    for name, probabilities in sets.items():
-        precision, recall, _ = binary_precision_recall_curve(1 - probabilities, 1 - labels)
-        ax.plot(recall, precision, label=name, **_style(name))
+    curves = {name: binary_precision_recall_curve(1 - male, 1 - labels) for name, male in sets.items()}
+    figure, ax = _curves({name: (recall, precision) for name, (precision, recall, _) in curves.items()})
     ax.axhline(float((labels == 0).float().mean()), ls=":", color="grey", label="chance")
     ax.set(xlabel="recall of female", ylabel="precision of female", ylim=(0, 1.03))
     ax.legend(fontsize=9, loc="lower left")
@@ -85,24 +79,21 @@ def plot_precision_recall(sets: Mapping[str, torch.Tensor], labels: torch.Tensor
 
 def plot_scores(sets: Mapping[str, torch.Tensor], labels: torch.Tensor) -> "Figure":
     """Plot the histogram of the probabilities of male for each label, in each set."""
-    figure, axes = _panels()
+    figure, axes = _panels("p(male); above 0.5 the prediction is male", "% of the images of the label")
     for ax, (name, probabilities) in zip(axes, sets.items()):
         for label, class_name in enumerate(CLASSES):
             values = probabilities[labels == label].numpy()
             weights = np.full(len(values), 100 / max(1, len(values)))
-            edges = np.linspace(0, 1, 21).tolist()
-            ax.hist(values, edges, weights=weights, alpha=0.55, color=COLORS[class_name], label=class_name)
+            ax.hist(values, BIN_EDGES, weights=weights, alpha=0.55, color=COLORS[class_name], label=class_name)
         ax.axvline(0.5, color="black", lw=0.8)
         ax.set_title(name)
     axes[0].legend(fontsize=9, loc="upper center")
-    figure.supxlabel("p(male); above 0.5 the prediction is male")
-    figure.supylabel("% of the images of the label")
     return figure
 
 
 def plot_reliability(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     """Plot the share of male images against p(male) in the bins of each set, also before calibration."""
-    figure, axes = _panels()
+    figure, axes = _panels("mean p(male) of the bin", "share of male images")
     for ax, (name, bins) in zip(axes, sets.items()):
         ax.plot((0, 1), (0, 1), ":", color="grey")
         calibrated = "uncalibrated" in bins[0]
@@ -114,16 +105,12 @@ def plot_reliability(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure
         ax.set(title=name, xlim=(0, 1), ylim=(-0.03, 1.03))
         ax.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
-    figure.supxlabel("mean p(male) of the bin")
-    figure.supylabel("share of male images")
     return figure
 
 
 def plot_coverage(sets: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "Figure":
     """Plot accuracy by coverage, from the coverage and error rate (N) of each set."""
-    figure, ax = _single()
-    for name, (covered, wrong) in sets.items():
-        ax.plot(covered, 1 - wrong, label=name, **_style(name))
+    figure, ax = _curves({name: (covered, 1 - wrong) for name, (covered, wrong) in sets.items()})
     ax.set(xlabel="coverage: share of images kept, most confident first", ylabel="accuracy on them, classes weighted")
     ax.set(xlim=(0, 1), ylim=(None, 1.003))
     ax.legend(fontsize=9, loc="lower left")
@@ -153,21 +140,23 @@ def _new(width: float, height: float) -> "Figure":
     return figure
 
 
-def _panels() -> "tuple[Figure, Sequence[Axes]]":
+def _panels(x_label: str, y_label: str) -> "tuple[Figure, Sequence[Axes]]":
     figure = _new(WIDTH, 9.6)
+    figure.supxlabel(x_label)
+    figure.supylabel(y_label)
     return figure, figure.subplots(4, 2, sharex=True, sharey=True).ravel()
 
 
-def _single() -> "tuple[Figure, Axes]":
+def _curves(curves: Mapping[str, Sequence[Any]]) -> "tuple[Figure, Axes]":
+    """Plot curves whose first two items are x and y, (N) each, by name."""
     figure = _new(WIDTH, 5)
     ax = figure.subplots()
+    for name, (x, y, *_) in curves.items():
+        style: dict[str, Any] = {"color": "black", "lw": 2.2} if name == "clean" else {"lw": 1.2}
+        ax.plot(x, y, label=name, **style)
     ax.grid(alpha=0.3)
     return figure, ax
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], *names: str) -> np.ndarray:
     return np.array([[row[name] for name in names] for row in rows]).T
-
-
-def _style(name: str) -> dict[str, Any]:
-    return {"color": "black", "lw": 2.2} if name == "clean" else {"lw": 1.2}

@@ -6,15 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gender_cls.evaluation.calibration import (
-    BINS,
-    bins,
-    calibration_metrics,
-    class_weights,
-    coverage,
-    draw_labels,
-    log_odds,
-)
+from gender_cls.evaluation.calibration import bins, calibration_metrics, class_weights, coverage, draw_labels, log_odds
 from gender_cls.transforms.views import REPORTED
 
 ERROR_RATES = (0.01, 0.02, 0.05)  # whose coverage is reported
@@ -42,32 +34,24 @@ def measure_calibration(
     prior = float(calibration["prior"]) if calibration else 0.5
     logits = logits[list(REPORTED.values())].double()
     before = (logits - calibration["bias"]) / calibration["slope"] + log_odds(prior) if calibration else None
-    curves = [coverage(row, labels, prior) for row in logits]
+    rows, coverages = {}, {}
+    for at, (name, row) in enumerate(zip(REPORTED, logits)):
+        rows[name] = _bins(row, None if before is None else before[at], labels, identities, prior)
+        curve = coverage(row, labels, prior)
+        coverages[name] = [coverage_at(*curve, rate) for rate in ERROR_RATES]
     return {
         "prior": prior,
         "model": _metrics(logits, labels, prior),
         "uncalibrated": None if before is None else _metrics(before, labels, prior),
-        "bins": {
-            name: _bins(row, None if before is None else before[number], labels, identities, prior)
-            for number, (name, row) in enumerate(zip(REPORTED, logits))
-        },
-        "coverage": {
-            name: [coverage_at(*curve, rate) for rate in ERROR_RATES] for name, curve in zip(REPORTED, curves)
-        },
+        "bins": rows,
+        "coverage": coverages,
     }
 
 
 def coverage_at(covered: np.ndarray, wrong: np.ndarray, confidence: np.ndarray, error: float) -> dict[str, Any]:
-    """Find the largest share of most confident images with an error rate below `error`.
+    """Find the largest coverage with an error rate below `error`, in 0..1, on the curve that `coverage` returns.
 
-    Args:
-        covered: Coverage, as returned by `coverage`, like the next two.
-        wrong: Share of wrong predictions.
-        confidence: Lowest confidence that is covered.
-        error: Error rate, in 0..1.
-
-    Returns:
-        `error`; `coverage`, in 0..1; `confidence`, the lowest that is covered, in 0..1, or None if the coverage is 0.
+    The result has the `error`, the `coverage` and the lowest `confidence` that is covered, None if the coverage is 0.
     """
     under = np.flatnonzero(wrong < error)
     if not len(under):
@@ -93,7 +77,8 @@ def _bins(
     the reliability of reliability diagrams"); all images of an identity share one random number. Intervals around the
     observed share would be empty where all predictions are right.
     """
-    cells = np.eye(BINS)[bins(logits.numpy(), labels, prior)]  # (N, BINS)
+    index = bins(logits.numpy(), labels, prior)
+    cells = np.eye(index.max() + 1)[index]
     _, owner = np.unique(np.asarray(identities), return_inverse=True)
     uniform = np.random.default_rng(0).random((DRAWS, int(owner.max()) + 1))[:, owner]
     drawn, weight = draw_labels(logits.numpy(), labels, prior, uniform)

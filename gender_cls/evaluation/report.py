@@ -34,11 +34,11 @@ from PIL import Image
 from gender_cls.data.identities import IDENTITY
 from gender_cls.data.sources import UNSPLIT, folder, manifest
 from gender_cls.data.validation import check
-from gender_cls.errors import UserError
+from gender_cls.errors import UserError, check_regex
 from gender_cls.evaluation.page import render
 from gender_cls.evaluation.reliability import measure_calibration
 from gender_cls.evaluation.report_plots import draw_all
-from gender_cls.evaluation.robustness import Predictions, check_regex, measure, predict_conditions
+from gender_cls.evaluation.robustness import Predictions, measure, predict_conditions
 from gender_cls.evaluation.tables import corruption_report, describe_data
 from gender_cls.features.extractor import Extractor, FeatureOptions
 from gender_cls.files import replacing
@@ -71,19 +71,13 @@ class Report:
     plots: dict[str, tuple[Image.Image, str]]
 
     def save(self, folder: Path) -> None:
-        """Write the files, each whole or not at all, over those of an earlier report.
-
-        Raises:
-            UserError: If the folder can't be written.
-        """
-        pngs = {name: _png(image) for name, (image, _) in self.plots.items()}
-        images = [(pngs[name], caption) for name, (_, caption) in self.plots.items()]
-        metrics = {"about": self.about, **self.metrics}
+        """Write the files, each whole or not at all, over those of an earlier report."""
+        images = [(_png(image), caption) for image, caption in self.plots.values()]
         contents = {
             PAGE: render(self.model, self.about, self.metrics, images).encode(errors="replace"),  # marks the folder
             "predictions.csv": self.predictions.to_csv().encode(errors="surrogateescape"),
-            "metrics.json": json.dumps(metrics, indent=2).encode(),
-            **{f"{name}.png": png for name, png in pngs.items()},
+            "metrics.json": json.dumps({"about": self.about, **self.metrics}, indent=2).encode(),
+            **{f"{name}.png": png for name, (png, _) in zip(self.plots, images)},
         }
         make_folder(folder)
         try:
@@ -102,11 +96,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder of a report, or accept that of an earlier one.
-
-    Raises:
-        UserError: If it can't be created or holds something else.
-    """
+    """Create the folder of a report, or accept that of an earlier one; `UserError` if it holds something else."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / PAGE).exists():
         raise UserError("conflict", f"out={folder} holds something else than a report; give a new folder")
     try:
@@ -127,8 +117,8 @@ def build(
     """Compute the metrics and draw the plots of a report.
 
     Args:
-        predictions: Predictions of the model in every condition.
-        model: Path of the model, for the page.
+        predictions: Predictions of the model.
+        model: Path of the model.
         data: Name of the data, for captions.
         weights: Name or path of the backbone's weights, for captions; None for random ones.
         exclude: Regular expression on file names that a slice leaves out.
@@ -156,7 +146,7 @@ def main(arguments: list[str]) -> int:
     options = {**USUAL, "report_exclude": known.get("without"), **known}  # the older name of report_exclude
     exclude = given.get("data.report_exclude", options["report_exclude"])
     exclude = None if exclude == "null" else exclude
-    check_regex(exclude)
+    check_regex("data.report_exclude", exclude)
     source = Path(given.get("data.root") or given["data.csv"])
     out = Path(given.get("out") or model.parent / f"report_{source.resolve().stem}")
     make_folder(out)
@@ -181,8 +171,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _extractor(predictor: Predictor, folder: str | None) -> Extractor:
-    """Build an extractor with the options of the run that trained the model."""
-    known = predictor.facts.get("features", {})
+    known = predictor.facts.get("features", {})  # the options of the run that trained the model
     options = {key: known[key] for key in ("dir", "precision", "dtype", "engine") if key in known}
     options |= {"dir": folder} if folder else {}
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,19 +20,13 @@ if TYPE_CHECKING:
 
     from gender_cls.evaluation.robustness import Predictions
 
-CLEAN_AND_CORRUPTED = f"clean, and corrupted at severity {MID_SEVERITY}"
+WHERE = f"clean, and corrupted at severity {MID_SEVERITY}"
 
 
 def draw_all(predictions: "Predictions", metrics: Mapping[str, Any], about: str) -> dict[str, tuple[Image.Image, str]]:
-    """Draw all plots of a report, with their captions, by name.
-
-    Args:
-        predictions: Predictions of the model.
-        metrics: Metrics of the report.
-        about: Description of the images and weights, which every plot and caption repeats.
-    """
+    """Draw all plots of a report, with their captions, by name; each repeats `about`, the images and weights."""
     drawn = {}
-    for name, (figure, caption) in {**_metrics(predictions, metrics), **_calibration(predictions, metrics)}.items():
+    for name, (figure, caption) in _figures(predictions, metrics).items():
         figure.suptitle(fill(about, 80), fontsize=8, color="dimgrey", parse_math=False)
         drawn[name] = plots.to_image(figure), f"{caption}. {about}."
     for name, which in (("mistakes", "clean"), ("mistakes_corrupted", f"corrupted (severity {MID_SEVERITY})")):
@@ -41,43 +35,32 @@ def draw_all(predictions: "Predictions", metrics: Mapping[str, Any], about: str)
     return drawn
 
 
-def _metrics(predictions: "Predictions", metrics: Mapping[str, Any]) -> dict[str, tuple["Figure", str]]:
-    clean, by_name = metrics["clean"], metrics["corrupted"]
+def _figures(predictions: "Predictions", metrics: Mapping[str, Any]) -> dict[str, tuple["Figure", str]]:
+    clean, by_name, calibration = metrics["clean"], metrics["corrupted"], metrics["calibration"]
     reported = {"clean": clean} | {name: rows[MID_SEVERITY] for name, rows in by_name.items()}
     every = {**by_name, "mean over corruptions": metrics["mean_over_corruptions"]}
     by_severity = {name: [clean, *rows.values()] for name, rows in every.items()}
     probabilities = {name: predictions.probabilities[number] for name, number in REPORTED.items()}
     labels = torch.from_numpy(predictions.labels)
-    where = CLEAN_AND_CORRUPTED
-    return {
+    figures = {
         "severity": (plots.plot_severity(by_severity), "F1 by severity of the corruption"),
-        "confusion": (plots.plot_confusion(reported), f"Confusion matrices (counts, and % of the label), {where}"),
-        "roc": (plots.plot_roc(probabilities, labels), f"ROC curves, {where}"),
-        "precision_recall": (plots.plot_precision_recall(probabilities, labels), f"Precision and recall, {where}"),
-        "scores": (plots.plot_scores(probabilities, labels), f"Probabilities of male by label, {where}"),
+        "confusion": (plots.plot_confusion(reported), f"Confusion matrices (counts, and % of the label), {WHERE}"),
+        "roc": (plots.plot_roc(probabilities, labels), f"ROC curves, {WHERE}"),
+        "precision_recall": (plots.plot_precision_recall(probabilities, labels), f"Precision and recall, {WHERE}"),
+        "scores": (plots.plot_scores(probabilities, labels), f"Probabilities of male by label, {WHERE}"),
     }
-
-
-def _calibration(predictions: "Predictions", metrics: Mapping[str, Any]) -> dict[str, tuple["Figure", str]]:
-    calibration = metrics["calibration"]
-    if not calibration:
-        return {}
-    prior = calibration["prior"]
-    curves = {
-        name: coverage(predictions.logits[number], predictions.labels, prior)[:2] for name, number in REPORTED.items()
-    }
-    weighted = f"classes weighted to a prior of {prior:.2g}"
-    return {
-        "reliability": (
+    if calibration:
+        prior, logits = calibration["prior"], predictions.logits
+        curves = {name: coverage(logits[number], predictions.labels, prior)[:2] for name, number in REPORTED.items()}
+        weighted = f"classes weighted to a prior of {prior:.2g}"
+        figures["reliability"] = (
             plots.plot_reliability(calibration["bins"]),
-            f"Reliability, {CLEAN_AND_CORRUPTED}: share of male images by p(male) in bins of equal mass, {weighted}; "
+            f"Reliability, {WHERE}: share of male images by p(male) in bins of equal mass, {weighted}; "
             "the grey bars hold 95 % of the shares of a perfectly calibrated model",
-        ),
-        "coverage": (
-            plots.plot_coverage(curves),
-            f"Accuracy on the most confident images, {CLEAN_AND_CORRUPTED}, {weighted}",
-        ),
-    }
+        )
+        caption = f"Accuracy on the most confident images, {WHERE}, {weighted}"
+        figures["coverage"] = plots.plot_coverage(curves), caption
+    return figures
 
 
 def _sheet(predictions: "Predictions", mistakes: Sequence[Mapping[str, Any]]) -> Image.Image:

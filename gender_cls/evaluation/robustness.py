@@ -24,7 +24,7 @@ from gender_cls.labels import CLASSES
 from gender_cls.models.network import GenderNet
 from gender_cls.transforms.corruptions import CORRUPTIONS, SEVERITIES
 from gender_cls.transforms.preprocessing import Preprocessing
-from gender_cls.transforms.views import CLEAN, CONDITIONS, MID_SEVERITY, EvaluationViews
+from gender_cls.transforms.views import CLEAN, CONDITIONS, MID_SEVERITY, REPORTED, EvaluationViews
 
 MAX_IMAGES = 5000  # images of val predicted in every condition: 180,000 passes, half an hour on two cores
 MIN_GROUP_IDENTITIES = 10
@@ -49,14 +49,6 @@ class Predictions:
         self.labels = np.array([face.label for face in self.faces])
         self.identities = [face.identity for face in self.faces]
 
-    def of(self, chosen: np.ndarray) -> "Predictions":
-        """Return the predictions for some of the images (N, bool)."""
-        return Predictions([face for face, keep in zip(self.faces, chosen) if keep], self.logits[:, chosen])
-
-    def at(self, severity: int) -> torch.Tensor:
-        """Return the probabilities of male under each corruption, (7, N)."""
-        return self.probabilities[[CONDITIONS.index((name, severity)) for name in CORRUPTIONS]]
-
     def to_csv(self) -> str:
         """Return a CSV with a row for each face and a column for each condition."""
         text = io.StringIO()
@@ -64,8 +56,8 @@ class Predictions:
         conditions = [f"{name}_{severity}" if severity else name for name, severity in CONDITIONS]
         rows.writerow(("path", "label", "identity", "group", *conditions))
         for face, p_male in zip(self.faces, self.probabilities.T.tolist()):
-            known = (safe_cell(face.path), CLASSES[face.label], safe_cell(face.identity), safe_cell(face.group))
-            rows.writerow((*known, *(f"{p:.6f}" for p in p_male)))
+            known = (face.path, CLASSES[face.label], face.identity, face.group)
+            rows.writerow((*map(safe_cell, known), *(f"{p:.6f}" for p in p_male)))
         return text.getvalue()
 
 
@@ -98,35 +90,24 @@ def logits_of(head: nn.Linear, store: Store, places: np.ndarray) -> torch.Tensor
         return torch.cat([head(store.read(some)).squeeze(1) for some in batches] or [torch.empty(0)])
 
 
-def check_regex(exclude: str | None) -> None:
-    """Raise a `UserError` unless `exclude` is None or a regular expression."""
-    try:
-        re.compile(exclude or "")
-    except (re.error, TypeError) as error:
-        message = f"data.report_exclude={exclude}: not a regular expression ({error}); null turns it off"
-        raise UserError("bad-value", message) from error
-
-
 def measure(predictions: Predictions, exclude: str | None = None) -> dict[str, Any]:
-    """Compute the metrics of a report.
-
-    Args:
-        predictions: Predictions of one model.
-        exclude: Regular expression on file names without their suffix; a slice leaves out the files that match.
-    """
+    """Compute the metrics of a report; a slice leaves out files whose name, less its suffix, matches `exclude`."""
     evaluation = Evaluation(predictions.probabilities, predictions.labels, predictions.identities)
     places = {s: [CONDITIONS.index((name, s)) for name in CORRUPTIONS] for s in SEVERITIES}
-    metrics: dict[str, Any] = {"clean": evaluation.metrics(CLEAN), "corrupted": {}}
-    for at, name in enumerate(CORRUPTIONS):
-        metrics["corrupted"][name] = {s: evaluation.metrics(places[s][at]) for s in SEVERITIES}
-    metrics["mean_over_corruptions"] = {s: evaluation.metrics(*places[s]) for s in SEVERITIES}
-    metrics["mistakes"] = mistakes(predictions, [CLEAN])
-    metrics["mistakes_corrupted"] = mistakes(predictions, places[MID_SEVERITY])
     names = [face.group or "no value" for face in predictions.faces]
     groups = sorted(set(names))
     slices = [measure_slice(predictions, group, [name == group for name in names]) for group in groups]
-    metrics["slices"] = slices if len(groups) > 1 else []
-    metrics["gap"] = gap(slices)
+    metrics: dict[str, Any] = {
+        "clean": evaluation.metrics(CLEAN),
+        "corrupted": {
+            name: {s: evaluation.metrics(places[s][at]) for s in SEVERITIES} for at, name in enumerate(CORRUPTIONS)
+        },
+        "mean_over_corruptions": {s: evaluation.metrics(*places[s]) for s in SEVERITIES},
+        "mistakes": mistakes(predictions, [CLEAN]),
+        "mistakes_corrupted": mistakes(predictions, places[MID_SEVERITY]),
+        "slices": slices if len(groups) > 1 else [],
+        "gap": gap(slices),
+    }
     if exclude is not None:
         kept = [not re.search(exclude, Path(face.path).stem) for face in predictions.faces]
         if any(kept) and not all(kept):
@@ -134,16 +115,17 @@ def measure(predictions: Predictions, exclude: str | None = None) -> dict[str, A
     return metrics
 
 
-def measure_slice(predictions: Predictions, name: str, chosen: Sequence[bool]) -> dict[str, Any]:
+def measure_slice(predictions: Predictions, name: str, chosen: list[bool]) -> dict[str, Any]:
     """Compute the metrics of some of the images (N), clean and as the mean over corruptions."""
-    some = predictions.of(np.array(chosen))
-    sets = Evaluation(torch.cat([some.probabilities[[CLEAN]], some.at(MID_SEVERITY)]), some.labels, some.identities)
-    return {"slice": name, "clean": sets.metrics(0), "mean_over_corruptions": sets.metrics(*range(1, 8))}
+    identities = [identity for identity, keep in zip(predictions.identities, chosen) if keep]
+    probabilities = predictions.probabilities[list(REPORTED.values())][:, chosen]
+    sets = Evaluation(probabilities, predictions.labels[chosen], identities)
+    return {"slice": name, "clean": sets.metrics(0), "mean_over_corruptions": sets.metrics(*range(1, len(REPORTED)))}
 
 
-def mistakes(predictions: Predictions, conditions: Sequence[int]) -> list[dict[str, Any]]:
+def mistakes(predictions: Predictions, conditions: list[int]) -> list[dict[str, Any]]:
     """List at most `MISTAKES` wrong predictions, most confident first, each image in its worst condition."""
-    worst, which = (predictions.probabilities[list(conditions)] - torch.from_numpy(predictions.labels)).abs().max(0)
+    worst, which = (predictions.probabilities[conditions] - torch.from_numpy(predictions.labels)).abs().max(0)
     rows = []
     for index in worst.argsort(descending=True)[:MISTAKES].tolist():
         condition, face = conditions[int(which[index])], predictions.faces[index]
@@ -165,8 +147,5 @@ def gap(slices: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     if len(both) < 2:
         return None
     worst, *_, best = sorted(both, key=lambda row: row["clean"]["f1_macro"])
-    return {
-        "best": best["slice"],
-        "worst": worst["slice"],
-        "f1_macro": round(best["clean"]["f1_macro"] - worst["clean"]["f1_macro"], 6),
-    }
+    fall = round(best["clean"]["f1_macro"] - worst["clean"]["f1_macro"], 6)
+    return {"best": best["slice"], "worst": worst["slice"], "f1_macro": fall}

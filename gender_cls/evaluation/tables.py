@@ -4,8 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gender_cls.evaluation.calibration import is_blind
 from gender_cls.evaluation.metrics import RESAMPLES
 from gender_cls.labels import CLASSES
@@ -50,10 +48,9 @@ def describe_data(faces: "FaceSet") -> str:
 def classification_report(split: str, metrics: Mapping[str, Any]) -> str:
     """Format the metrics of a split like scikit-learn's classification report."""
     names = ("precision", "recall", "f1")
-    counts = np.array(metrics["confusion"])
     rows: list[list[object]] = []
-    for label, name in enumerate(CLASSES):
-        rows.append([name, *(metrics[f"{what}_{name}"] for what in names), int(counts[label].sum())])
+    for name, counts in zip(CLASSES, metrics["confusion"]):
+        rows.append([name, *(metrics[f"{what}_{name}"] for what in names), sum(counts)])
     rows.append(["macro", *(metrics[f"{what}_macro"] for what in names), metrics["images"]])
     rows.append(["accuracy", "", "", metrics["accuracy"], metrics["images"]])
     low, high = metrics["f1_macro_ci95"]

@@ -31,21 +31,19 @@ SHARD_IMAGES = 256  # what a killed extraction loses at most: half a minute on t
 BATCH, GPU_BATCH = 18, 256  # views that go through the backbone at once; in small batches malloc reuses its blocks
 VERSION = 1  # to be raised when equal facts come to mean other features
 
+Wanted = Mapping[bytes, tuple[int, ...]]  # numbers of the views of each image, by its digest
 Block = tuple[tuple[int, ...], list[bytes]]  # views by number, of images by digest: one pass through the backbone
 
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """How features are computed, and where they are stored.
+    """How features are computed, and where they are stored; bad values raise a `UserError`.
 
     Attributes:
         dir: Folder of the stores; None is `cache_folder()`.
         precision: Precision of the backbone: bf16, fp32, or auto, which is bf16 if the hardware computes with it.
         dtype: Type of the stored features: float16 or float32.
         engine: torch, or openvino (the extra `fast`), which runs on CPUs.
-
-    Raises:
-        UserError: A value is not one of these, or OpenVINO is not installed.
     """
 
     dir: str | os.PathLike[str] | None = None
@@ -58,9 +56,8 @@ class FeatureOptions:
         check_choice("features.dtype", self.dtype, ("float16", "float32"))
         check_choice("features.engine", self.engine, ("torch", "openvino"))
         if self.engine == "openvino" and not find_spec("openvino"):
-            raise UserError(
-                "missing-package", 'features.engine=openvino needs the extra `fast`: pip install -e ".[fast]"'
-            )
+            way_out = 'needs the extra `fast`: pip install -e ".[fast]"'
+            raise UserError("missing-package", f"features.engine=openvino {way_out}")
 
 
 class Extractor:
@@ -79,10 +76,7 @@ class Extractor:
     """
 
     def __init__(
-        self,
-        network: GenderNet,
-        options: FeatureOptions = FeatureOptions(),
-        device: str | torch.device = "cpu",
+        self, network: GenderNet, options: FeatureOptions = FeatureOptions(), device: str | torch.device = "cpu"
     ) -> None:
         self.network = network
         self.folder = options.dir or cache_folder()
@@ -97,17 +91,13 @@ class Extractor:
         self._complete: set[str] = set()  # stores that were reported as complete
 
     def store(self, views: Views) -> Store:
-        """Return the store of the features of these views.
-
-        Raises:
-            UserError: The folder can't be written, or a shard can't be read.
-        """
+        """Return the store of the features of these views, or raise a `UserError` as `Store` does."""
         return Store(self.folder, {"backbone": self.network.backbone_hash(), **views.facts, **self.how})
 
-    def compute(
-        self, views: Views, images: dict[bytes, str], wanted: Mapping[bytes, tuple[int, ...]], num_workers: int = 0
-    ) -> Store:
-        """Compute the features that are wanted and not stored yet.
+    def compute(self, views: Views, images: dict[bytes, str], wanted: Wanted, num_workers: int = 0) -> Store:
+        """Return the store of these views, after computing the features that are wanted and not stored yet.
+
+        Images that can't be read, or whose content is not that of their digest, are left out with a warning.
 
         Args:
             views: Views of the images.
@@ -115,18 +105,13 @@ class Extractor:
             wanted: Numbers of the views of each image, by digest.
             num_workers: Number of worker processes; 0 computes in this process.
 
-        Returns:
-            The store. Images that can't be read, or whose content is not that of their digest, are left out with a
-            warning.
-
         Raises:
             UserError: The store can't be read or written.
         """
         store = self.store(views)
         if _missing(store, wanted):
             with store.lock():
-                missing = _missing(store, wanted)
-                if missing:  # another process may have computed them meanwhile
+                if missing := _missing(store, wanted):  # another process may have computed them meanwhile
                     try:
                         self._fill(store, views, missing, images, num_workers)
                     except KeyboardInterrupt:
@@ -137,14 +122,7 @@ class Extractor:
             print(f"all features of the {views.facts['of']} views are stored in {store.folder}")
         return store
 
-    def _fill(
-        self,
-        store: Store,
-        views: Views,
-        missing: Mapping[bytes, tuple[int, ...]],
-        images: dict[bytes, str],
-        num_workers: int,
-    ) -> None:
+    def _fill(self, store: Store, views: Views, missing: Wanted, images: dict[bytes, str], num_workers: int) -> None:
         build = partial(self.build, preprocessing=views.preprocessing)
         in_workers = self.device.type == "cpu"
         backbone = None if in_workers else build()
@@ -172,17 +150,15 @@ class Extractor:
                     store.write(np.array(read, dtype=DIGEST), columns, torch.cat(parts).to(self.dtype))
 
 
+@dataclass(eq=False)
 class _Blocks(Dataset[tuple[list[bytes], torch.Tensor]]):
     """Digests of the images of each block that can be read, and their views, or their features if `build` is given."""
 
-    def __init__(
-        self, blocks: list[Block], images: dict[bytes, str], views: Views, build: Callable[[], Backbone] | None
-    ) -> None:
-        self.blocks = blocks
-        self.images = images
-        self.views = views
-        self.build = build
-        self.backbone: Backbone | None = None
+    blocks: list[Block]
+    images: dict[bytes, str]
+    views: Views
+    build: Callable[[], Backbone] | None
+    backbone: Backbone | None = None
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -217,7 +193,7 @@ def _in_batches(backbone: Backbone, views: torch.Tensor, size: int) -> torch.Ten
     return torch.cat([backbone(some) for some in torch.split(views, size)])  # one image may have more views
 
 
-def _missing(store: Store, wanted: Mapping[bytes, tuple[int, ...]]) -> dict[bytes, tuple[int, ...]]:
+def _missing(store: Store, wanted: Wanted) -> dict[bytes, tuple[int, ...]]:
     missing = {}
     for columns, digests in _by_columns(wanted).items():
         keys = np.array(digests, dtype=DIGEST)
@@ -228,7 +204,7 @@ def _missing(store: Store, wanted: Mapping[bytes, tuple[int, ...]]) -> dict[byte
     return missing
 
 
-def _by_columns(wanted: Mapping[bytes, tuple[int, ...]]) -> dict[tuple[int, ...], list[bytes]]:
+def _by_columns(wanted: Wanted) -> dict[tuple[int, ...], list[bytes]]:
     """Group images by the views that are wanted of them."""
     groups = defaultdict(list)
     for digest, columns in wanted.items():
@@ -236,7 +212,7 @@ def _by_columns(wanted: Mapping[bytes, tuple[int, ...]]) -> dict[tuple[int, ...]
     return groups
 
 
-def _plan(missing: Mapping[bytes, tuple[int, ...]], batch: int) -> list[list[Block]]:
+def _plan(missing: Wanted, batch: int) -> list[list[Block]]:
     """Return the blocks of each shard to write; its images miss the same views."""
     plan = []
     for columns, digests in _by_columns(missing).items():

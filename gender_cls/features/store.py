@@ -1,7 +1,4 @@
-"""Stores of frozen features on disk, memory-mapped.
-
-`python -m gender_cls.features.store` lists and deletes them.
-"""
+"""Stores of frozen features on disk, memory-mapped; `python -m gender_cls.features.store` lists and deletes them."""
 
 import argparse
 import hashlib
@@ -64,11 +61,7 @@ class Store:
         self.open()
 
     def open(self) -> None:
-        """Map the new shards; one that is cut off is skipped, so that its features are computed again.
-
-        Raises:
-            UserError: A shard can't be read.
-        """
+        """Map the new shards; one that is cut off is skipped, so that its features are computed again."""
         for path in sorted(set(self.folder.glob(SHARDS)) - set(self._rows)):
             shard = self._read(path)
             if shard is None:
@@ -92,11 +85,8 @@ class Store:
             return read_shard(path)
         except (OSError, RuntimeError) as error:  # no right to read it or no memory to map it: it stays
             command = shlex.join(["python", "-m", "gender_cls.features.store", "--dir", str(self.folder.parent)])
-            raise UserError(
-                "unreadable",
-                f"features.dir: {path} can't be read ({_reason(error)}); "
-                f"`{command} --clear {self.folder.name}` deletes it",
-            ) from error
+            what = f"{path} can't be read ({_reason(error)}); `{command} --clear {self.folder.name}` deletes it"
+            raise UserError("unreadable", f"features.dir: {what}") from error
 
     def find(self, digests: np.ndarray, column: int) -> np.ndarray:
         """Return the places of the features of images (N) in a view, for `read`; -1 for those that are not stored."""
@@ -154,9 +144,8 @@ class Store:
         try:
             yield
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-            raise UserError(
-                "not-writable", f"features.dir: {self.folder} can't be written ({_reason(error)}); give another folder"
-            ) from error
+            what = f"{self.folder} can't be written ({_reason(error)}); give another folder"
+            raise UserError("not-writable", f"features.dir: {what}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -75,8 +75,7 @@ class Predictor:
         note: Remark on preprocessing and calibration, to be shown after the name of the model.
 
     Raises:
-        UserError: The model can't be used (a pickle is never executed), or the prior is out of range or needs a
-            calibrated model.
+        UserError: The model can't be used (a pickle is never executed), or not with this prior or precision.
     """
 
     def __init__(self, model: str | os.PathLike[str], prior: float | None = None, precision: str = "auto") -> None:
@@ -93,7 +92,8 @@ class Predictor:
         if prior is not None:
             check_share("prior", prior)
             if self.calibration is None:
-                raise UserError("conflict", f"prior={prior}: {source} is uncalibrated; train it with calibration")
+                message = f"prior={prior} needs a calibrated model, unlike {source}; train one, not in a sweep"
+                raise UserError("conflict", message)
             known = self.calibration["prior"]
             self.shift = math.log(prior / (1 - prior)) - math.log(known / (1 - known))
         if self.calibration:

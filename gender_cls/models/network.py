@@ -1,7 +1,6 @@
 """GenderNet: a backbone, all or a part of it frozen, and one linear head."""
 
 import hashlib
-from typing import cast
 
 import torch
 from torch import nn
@@ -39,8 +38,11 @@ class GenderNet(nn.Module):
         self.backbone_name, self.trainable = backbone, trainable
         entry = find_backbone(backbone)
         self.backbone = entry.build()
-        self.last = _last_linear(self.backbone, backbone)
-        last = cast(nn.Linear, self.backbone.get_submodule(self.last))
+        linear = [(name, part) for name, part in self.backbone.named_modules() if isinstance(part, nn.Linear)]
+        if not linear or linear[-1][1].bias is None:
+            what = "has no linear layer with a bias at its end, for the head to replace; give another"
+            raise UserError("bad-value", f"model.backbone={backbone} {what}")
+        self.last, last = linear[-1]
         self.backbone.set_submodule(self.last, nn.Identity())
         if weights is not None:
             self._load(self.backbone, entry.read(str(weights)), f"model.weights={weights}")
@@ -80,16 +82,10 @@ class GenderNet(nn.Module):
         return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
     def load_plain_state(self, state: dict[str, torch.Tensor], source: str) -> None:
-        """Load a state dict as `plain_state` returns it; `source` names it in errors.
-
-        Raises:
-            UserError: It is another network's.
-        """
+        """Load a state dict as `plain_state` returns it, or raise a `UserError` that names `source`."""
         if not {f"{self.last}.weight", f"{self.last}.bias"} <= set(state):
-            raise UserError(
-                "wrong-network",
-                f"{source} holds no {self.last}.weight and {self.last}.bias: it is a backbone, not a trained model",
-            )
+            what = f"{self.last}.weight and {self.last}.bias: it is a backbone, not a trained model"
+            raise UserError("wrong-network", f"{source} holds no {what}")
         self._load(self.head, state, source, prefix=f"{self.last}.")
         self._load(self.backbone, state, source)
 
@@ -107,10 +103,8 @@ class GenderNet(nn.Module):
             return parts if self.trainable == "head" else {}
         if not self.trainable or not list(parts.get(self.trainable, nn.Identity()).parameters()):
             known = ", ".join(name for name, part in self.backbone.named_children() if list(part.parameters()))
-            raise UserError(
-                "bad-value",
-                f"model.trainable={self.trainable}: give head, all, or a part of {self.backbone_name} ({known})",
-            )
+            way_out = f"give head, all, or a part of {self.backbone_name} ({known})"
+            raise UserError("bad-value", f"model.trainable={self.trainable}: {way_out}")
         names = list(parts)
         return {name: parts[name] for name in names[: names.index(self.trainable)]}
 
@@ -122,25 +116,11 @@ class GenderNet(nn.Module):
             if name not in state:
                 raise UserError("wrong-network", f"{source} has no {name}: it is not a {self.backbone_name}")
             if state[name].shape != tensor.shape:
-                raise UserError(
-                    "wrong-network",
-                    f"{source}: {name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}: "
-                    f"it belongs to another network than this {self.backbone_name}",
-                )
+                what = f"{name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+                raise UserError("wrong-network", f"{source}: {what}: it is not a {self.backbone_name}")
             if not state[name].isfinite().all():
                 raise UserError("bad-model", f"{source}: {name} holds values that are not finite; get another file")
-        last = {f"{self.last}.weight", f"{self.last}.bias"}
-        extra = set() if prefix else set(state) - set(wanted) - last
-        if extra:
+        extra = set(state) - set(wanted) - {f"{self.last}.weight", f"{self.last}.bias"}
+        if extra and not prefix:
             raise UserError("wrong-network", f"{source} holds {min(extra)}, which {self.backbone_name} does not have")
         module.load_state_dict({name.removeprefix(prefix): state[name] for name in wanted})
-
-
-def _last_linear(network: nn.Module, name: str) -> str:
-    layers = {layer: module for layer, module in network.named_modules() if isinstance(module, nn.Linear)}
-    if not layers:
-        raise UserError("bad-value", f"model.backbone={name} has no linear layer for the head to replace; give another")
-    last = list(layers)[-1]
-    if layers[last].bias is None:
-        raise UserError("bad-value", f"model.backbone={name} ends in a layer without a bias; give another")
-    return last

@@ -24,51 +24,36 @@ def read_state_dict(path: str | os.PathLike[str], source: str) -> dict[str, torc
     Raises:
         UserError: The file can't be read, or it holds something else.
     """
-    state = _safetensors(path, source) if Path(path).suffix == ".safetensors" else safe_load(path, source)
+    state = safe_load(path, source)
     if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise UserError(
-            "bad-model",
-            f"{source} is no plain state dict of tensors; save one with torch.save(net.state_dict(), ...)",
-        )
+        way_out = "save one with torch.save(net.state_dict(), ...)"
+        raise UserError("bad-model", f"{source} is no plain state dict of tensors; {way_out}")
     return dict(state)
 
 
 def safe_load(path: str | os.PathLike[str], source: str) -> object:
-    """Load tensors and plain values, and nothing else, by `torch.load`; `source` names the file in errors.
+    """Load tensors and plain values, and nothing else, from such a file; `source` names it in errors.
 
     Raises:
         UserError: The file can't be read, is damaged, or is a pickle that would run code.
     """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise _unreadable(source, error) from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            "unsafe-file",
-            f"{source} is not loaded: it is damaged, or a pickle of objects that would run code; "
-            "only tensors and plain values are accepted",
-        ) from error
-    except Exception as error:  # a damaged file makes torch.load raise nearly everything
-        raise UserError("bad-model", f"{source} is damaged, or not a file of torch.save") from error
-
-
-def _safetensors(path: str | os.PathLike[str], source: str) -> dict[str, torch.Tensor]:
-    if not find_spec("safetensors"):
+    kind = "safetensors" if Path(path).suffix == ".safetensors" else "torch.save"
+    if kind == "safetensors" and not find_spec(kind):
         raise UserError("missing-package", f'{source} needs the extra `formats`: pip install -e ".[formats]"')
-    from safetensors.torch import load_file
-
     try:
+        if kind == "torch.save":
+            return torch.load(path, map_location="cpu", weights_only=True)
+        from safetensors.torch import load_file
+
         return load_file(path)
     except OSError as error:
-        raise _unreadable(source, error) from error
-    except Exception as error:  # of a type of its own
-        raise UserError("bad-model", f"{source} is damaged, or not a safetensors file") from error
-
-
-def _unreadable(source: str, error: OSError) -> UserError:
-    code = "not-found" if isinstance(error, FileNotFoundError) else "unreadable"
-    return UserError(code, f"{source}: {(error.strerror or str(error)).lower()}")
+        code = "not-found" if isinstance(error, FileNotFoundError) else "unreadable"
+        raise UserError(code, f"{source}: {(error.strerror or str(error)).lower()}") from error
+    except pickle.UnpicklingError as error:
+        what = "it is damaged, or a pickle that would run code; only tensors and plain values are accepted"
+        raise UserError("unsafe-file", f"{source} is not loaded: {what}") from error
+    except Exception as error:  # a damaged file makes both loaders raise nearly everything
+        raise UserError("bad-model", f"{source} is damaged, or not a file of {kind}") from error
 
 
 def download(entry: WeightsEnum) -> dict[str, torch.Tensor]:
@@ -88,9 +73,8 @@ def download(entry: WeightsEnum) -> dict[str, torch.Tensor]:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 "download-failed",
-                f"model.weights={entry.name} can't be downloaded ({reason}); give "
-                f"model.weights=/path/to/state_dict.pth, or put {cached.name} in {cached.parent}, "
-                "or try model=efficientnet_lite0 (the extra `offline`), or experiment=demo, which needs no weights",
+                f"model.weights={entry.name} can't be downloaded ({reason}); put {cached.name} in {cached.parent}, or "
+                "give model.weights=/path/to/state_dict.pth, model=efficientnet_lite0 or experiment=demo (no weights)",
             ) from error
         finally:
             socket.setdefaulttimeout(before)

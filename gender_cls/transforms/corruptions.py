@@ -6,7 +6,7 @@ shares of the image's side, the root of its area, so that images of any size loo
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -24,10 +24,8 @@ SEVERITY_CONSTANTS: dict[str, Sequence[tuple[float, ...]]] = {  # by severity, 1
     "sunny": ((0.04, 0.07), (0.09, 0.13), (0.15, 0.20), (0.22, 0.27), (0.30, 0.36)),  # range of the disc's share
 }
 SEVERITIES = range(1, 6)
-CORRUPTIONS_HASH = hashlib.blake2b(  # part of the names of feature stores
-    repr((SEVERITY_CONSTANTS, MAX_SIDE, STREAK_LENGTH)).encode(), digest_size=8
-).hexdigest()
-Corruption = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+_FACTS = repr((SEVERITY_CONSTANTS, MAX_SIDE, STREAK_LENGTH)).encode()
+CORRUPTIONS_HASH = hashlib.blake2b(_FACTS, digest_size=8).hexdigest()  # part of the names of feature stores
 
 
 def blurred(image: np.ndarray, severity: int, generator: np.random.Generator) -> np.ndarray:
@@ -113,22 +111,13 @@ def sunny(image: np.ndarray, severity: int, generator: np.random.Generator) -> n
     return _clip(image * (1 - light) + 255 * light)
 
 
-CORRUPTIONS: dict[str, Corruption] = {
-    function.__name__: function for function in (blurred, foggy, lowlight, noisy, rainy, resized, sunny)
-}
+CORRUPTIONS = {each.__name__: each for each in (blurred, foggy, lowlight, noisy, rainy, resized, sunny)}
 
 
 def corrupt(image: Image.Image, generator: np.random.Generator, *steps: tuple[str, int]) -> Image.Image:
-    """Corrupt an image, after making it smaller if its longer side is over `MAX_SIDE`.
-
-    Args:
-        image: RGB image.
-        generator: Source of everything random.
-        steps: Name and severity of each corruption, in order.
-    """
-    if max(image.size) > MAX_SIDE:
-        image = image.copy()
-        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR)
+    """Apply corruptions, by name and severity in order, to an RGB image, reduced first if it is over `MAX_SIDE`."""
+    image = image.copy()
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR)  # never makes it larger
     pixels = np.asarray(image)
     for name, severity in steps:
         pixels = CORRUPTIONS[name](pixels, severity, generator)

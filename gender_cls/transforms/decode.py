@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import stat
 from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
@@ -12,8 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 HEIC_SUFFIXES = (".heic", ".heif")
 IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif",
-    *HEIC_SUFFIXES,
+    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", *HEIC_SUFFIXES
 )  # fmt: skip
 MAX_PIXELS = 100_000_000  # of one image; a small file can hold many more and take all memory
 
@@ -28,13 +26,10 @@ def content_digest(content: bytes) -> str:
 
 
 def as_rgb(image: Any) -> Image.Image:
-    """Return an image of mode RGB.
+    """Return an image of mode RGB, or raise an `ImageError`.
 
     Args:
         image: Path, Pillow image, array (H, W) or (H, W, C), or tensor (C, H, W), of uint8 or of floats in 0..1.
-
-    Raises:
-        ImageError: It can't be decoded.
     """
     if isinstance(image, str | os.PathLike):
         return load_rgb(image)
@@ -59,26 +54,24 @@ def as_rgb(image: Any) -> Image.Image:
 
 
 def load_rgb(path: str | os.PathLike[str], content: bytes | None = None) -> Image.Image:
-    """Decode an image file to mode RGB.
+    """Decode an image file, or its `content` if that was already read, to mode RGB.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit gray is scaled to 8 bit (Pillow's own
     `convert` clips it, which turns nearly every pixel white), and float gray is read as 0..1 or, if it goes beyond,
     as 0..255. An animation gives its first frame.
 
-    Args:
-        path: Path of the file.
-        content: Content of the file, if it was already read.
-
     Raises:
         ImageError: The file is missing, unreadable, truncated, not an image, or has more than `MAX_PIXELS`.
     """
     try:
-        if content is None:
-            mode = os.stat(path).st_mode
-            if not stat.S_ISREG(mode):  # reading a pipe would never end
-                raise ImageError("is a directory" if stat.S_ISDIR(mode) else "not a regular file")
+        if content is None and os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would never end
+            raise ImageError("is a directory" if os.path.isdir(path) else "not a regular file")
         if os.fspath(path).lower().endswith(HEIC_SUFFIXES):
-            _register_heic()  # also in worker processes
+            if not find_spec("pillow_heif"):
+                raise ImageError('HEIC needs the extra `formats`: pip install -e ".[formats]"')
+            from pillow_heif import register_heif_opener
+
+            register_heif_opener()  # also in worker processes
         with Image.open(path if content is None else BytesIO(content)) as image:
             return _decoded(image)
     except ImageError:
@@ -94,22 +87,10 @@ def load_rgb(path: str | os.PathLike[str], content: bytes | None = None) -> Imag
 
 
 def _decoded(image: Image.Image) -> Image.Image:
-    pixels = image.width * image.height
-    if not 0 < pixels <= MAX_PIXELS:
+    if not 0 < image.width * image.height <= MAX_PIXELS:
         raise ImageError(f"{image.width} x {image.height} pixels; give from 1 to {MAX_PIXELS:,} in all")
     image.load()
-    return _to_rgb(ImageOps.exif_transpose(image))
-
-
-def _register_heic() -> None:
-    if not find_spec("pillow_heif"):
-        raise ImageError('HEIC needs the extra `formats`: pip install -e ".[formats]"')
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # I;16, I;16B, and I as older Pillow reads 16-bit PNG
         values = np.asarray(image).clip(0, 65535)
         eight_bit = image.mode == "I" and values.max() <= 255  # a wide mode that holds 8-bit values
@@ -134,9 +115,6 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     unread: list[OSError] = []
     for parent, children, names in os.walk(folder, onerror=unread.append):
         children[:] = sorted(name for name in children if not name.startswith("."))
-        found += [
-            os.path.join(parent, name)
-            for name in sorted(names)
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        ]
+        images = sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+        found += [os.path.join(parent, name) for name in images]
     return found + [error.filename for error in unread]

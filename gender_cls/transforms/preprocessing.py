@@ -17,7 +17,7 @@ MEDIAN_SIDE = 256  # longer side, in pixels, above which an image is made smalle
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The steps between an RGB image and the network's input; they are saved beside the model.
+    """The steps between an RGB image and the network's input, saved beside the model; bad values raise a `UserError`.
 
     Attributes:
         size: Side of the square input, in pixels; the aspect ratio is not kept.
@@ -26,9 +26,6 @@ class Preprocessing:
         interpolation: Pillow's filter for the resize, which runs on 8-bit images with antialiasing.
         mean: Mean that is subtracted from each channel of RGB in 0..1.
         std: Standard deviation that each channel is then divided by.
-
-    Raises:
-        UserError: A value is out of its range.
     """
 
     size: int = 224
@@ -61,9 +58,8 @@ class Preprocessing:
             left, top = (round((length - side) / 2) for length, side in zip(image.size, sides))
             image = image.crop((left, top, left + sides[0], top + sides[1]))
         if self.median:
-            if max(image.size) > MEDIAN_SIDE:  # a grain is one pixel of a small image
-                image = image.copy()
-                image.thumbnail((MEDIAN_SIDE, MEDIAN_SIDE), Image.Resampling.BILINEAR)
+            image = image.copy()  # a grain is one pixel of a small image
+            image.thumbnail((MEDIAN_SIDE, MEDIAN_SIDE), Image.Resampling.BILINEAR)  # never makes it larger
             image = Image.fromarray(median_3x3(np.asarray(image)))
         resized = image.resize((self.size, self.size), Image.Resampling[self.interpolation.upper()])
         return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))

@@ -40,7 +40,6 @@ class Views(Protocol):
 
     def __call__(self, image: Image.Image, digest: str, numbers: Sequence[int]) -> torch.Tensor:
         """Return the views of these numbers, uint8 (N, 3, size, size), of an RGB image by its file's digest."""
-        ...
 
 
 class EvaluationViews:
@@ -69,7 +68,7 @@ def corrupted(image: Image.Image, digest: str, number: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of the training views.
+    """Random changes of the training views; bad values raise a `UserError`.
 
     Attributes:
         flip: Probability of a horizontal flip.
@@ -80,10 +79,7 @@ class Augmentation:
             turns it off.
         size: Side of the views after the crop, in pixels; None is the preprocessing's. Smaller views train faster,
             and a random crop shows faces larger than evaluation does, which makes up for it (Touvron et al., 2019,
-            "Fixing the train-test resolution discrepancy").
-
-    Raises:
-        UserError: A value is out of its range, or there is a size without a scale.
+            "Fixing the train-test resolution discrepancy"). It needs a scale.
     """
 
     flip: float = 0.5
@@ -108,22 +104,18 @@ class Augmentation:
 
 
 def _numbers(values: object, count: int) -> bool:
-    numeric = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
-    return numeric and len(values) == count  # type: ignore[arg-type]
+    return isinstance(values, list | tuple) and [isinstance(value, int | float) for value in values] == [True] * count
 
 
 @dataclass(frozen=True)
 class RandomCorruption:
-    """Random corruptions of the training views.
+    """Random corruptions of the training views; bad values raise a `UserError`.
 
     Attributes:
         share: Share of the views that are corrupted, in 0..1.
         twice: Share of the corrupted views that are corrupted again, by another kind, in 0..1.
-        kinds: Names of the corruptions to draw from.
-        severities: Severities to draw from, in 1..5.
-
-    Raises:
-        UserError: A value is out of its range, or there is nothing to draw from.
+        kinds: Names of the corruptions to draw from, at least one.
+        severities: Severities to draw from, in 1..5, at least one.
     """
 
     share: float = 0.0
@@ -154,11 +146,7 @@ class RandomCorruption:
 class TrainingViews:
     """Randomly changed views for training; the numbers count the draws of an image from 0. See `Views`.
 
-    Args:
-        preprocessing: Last step before the augmentation.
-        augment: Random changes of each view.
-        corruption: Random corruptions of some of the views, before the preprocessing.
-        seed: Seed of everything that is random.
+    Some views are corrupted first; then come the preprocessing and the augmentation.
     """
 
     def __init__(

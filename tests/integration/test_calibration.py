@@ -193,7 +193,7 @@ def test_each_image_is_predicted_by_its_own_fold_clean_and_corrupted(
 
     found = []
 
-    def keep(held_out: crossfit.HeldOut, module: GenderModule, prior: float) -> None:
+    def keep(held_out: crossfit.HeldOut, module: GenderModule) -> None:
         held_out.find()
         found.append((held_out, held_out.logits(module)))
 

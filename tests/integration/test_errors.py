@@ -180,19 +180,21 @@ def test_a_damaged_file_of_weights(train: Run, fails: Fails, backbone_file: Path
     assert_failure(fails(train, "model.weights=empty.pth"), "bad-model", "model.weights=empty.pth")
 
 
-def test_a_checkpoint_of_another_architecture(train: Run, fails: Fails) -> None:
-    run = train("trainer.max_epochs=1")
-    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+TRAINED = ("data.holdout=0.2", "model.optimizer.lr=0.1", "trainer.max_epochs=3")  # as `trained` was, for longer
+
+
+def test_a_checkpoint_of_another_architecture(trained: Path, train: Run, fails: Fails) -> None:
+    checkpoint = torch.load(trained / "last.ckpt", weights_only=True)
     checkpoint["state_dict"] = {"network.head.weight": torch.zeros(1, 2048), "network.head.bias": torch.zeros(1)}
     torch.save(checkpoint, "resnet50.ckpt")
     says = ("ckpt_path=resnet50.ckpt", "(1, 2048)", "another architecture")
-    assert_failure(fails(train, "ckpt_path=resnet50.ckpt"), "wrong-network", *says)
+    assert_failure(fails(train, *TRAINED, "ckpt_path=resnet50.ckpt"), "wrong-network", *says)
 
 
-def test_a_checkpoint_of_another_backbone(train: Run, fails: Fails, backbone_file: Path) -> None:
-    run = train("trainer.max_epochs=1")
-    failure = fails(train, f"ckpt_path={run}/last.ckpt", f"model.weights={backbone_file}")
-    assert_failure(failure, "resume-mismatch", f"ckpt_path={run}/last.ckpt", "trained with another model.weights")
+def test_a_checkpoint_of_another_backbone(trained: Path, train: Run, fails: Fails, backbone_file: Path) -> None:
+    failure = fails(train, *TRAINED, f"ckpt_path={trained}/last.ckpt", f"model.weights={backbone_file}")
+    says = (f"ckpt_path={trained}/last.ckpt", "trained with another model.weights")
+    assert_failure(failure, "resume-mismatch", *says)
 
 
 @pytest.mark.parametrize(
@@ -201,21 +203,24 @@ def test_a_checkpoint_of_another_backbone(train: Run, fails: Fails, backbone_fil
         "data.split_seed=1",
         "data.batch_size=4",
         "seed=1",
+        "data.holdout=0.1",
+        "data.size=24",
+        "cached_views=4",
+        "model.label_smoothing=0.1",
         "model.optimizer._target_=torch.optim.SGD",
         "model.optimizer.lr=0.5",
     ],
 )
-def test_a_checkpoint_of_other_settings(override: str, train: Run, fails: Fails) -> None:
+def test_a_checkpoint_of_other_settings(override: str, trained: Path, train: Run, fails: Fails) -> None:
     """Else held-out identities would be trained on, or the order would be another one."""
-    run = train("trainer.max_epochs=1")
-    failure = fails(train, f"ckpt_path={run}/last.ckpt", "trainer.max_epochs=2", override)
+    failure = fails(train, *TRAINED, f"ckpt_path={trained}/last.ckpt", override)
     key = override.split("=")[0].removesuffix("._target_").removesuffix(".lr")
+    key = "data.views" if key == "data.size" else key
     assert_failure(failure, "resume-mismatch", f"trained with another {key}")
 
 
-def test_a_checkpoint_that_is_trained_for_longer(train: Run, fails: Fails) -> None:
-    run = train("trainer.max_epochs=2")
-    failure = fails(train, f"ckpt_path={run}/last.ckpt", "trainer.max_epochs=1")
+def test_a_checkpoint_that_is_trained_for_longer(trained: Path, train: Run, fails: Fails) -> None:
+    failure = fails(train, *TRAINED, f"ckpt_path={trained}/last.ckpt", "trainer.max_epochs=1")
     assert_failure(failure, "resume-mismatch", "has 2 epochs already", "trainer.max_epochs=2")
 
 

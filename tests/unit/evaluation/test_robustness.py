@@ -8,7 +8,7 @@ import torch
 
 from gender_cls.data.sources import Face, folder
 from gender_cls.data.validation import check
-from gender_cls.errors import UserError
+from gender_cls.errors import UserError, check_regex
 from gender_cls.evaluation import robustness
 from gender_cls.evaluation.robustness import Predictions, measure
 from gender_cls.features.extractor import Extractor, FeatureOptions
@@ -105,6 +105,6 @@ def test_a_large_val_is_sampled_by_identity(monkeypatch: pytest.MonkeyPatch, dra
 @pytest.mark.parametrize("exclude", ["(", 3])
 def test_what_is_not_a_regular_expression(exclude: str) -> None:
     with pytest.raises(UserError) as failure:
-        robustness.check_regex(exclude)
+        check_regex("data.report_exclude", exclude)
     assert failure.value.code == "bad-value"
     assert f"data.report_exclude={exclude}" in str(failure.value)
