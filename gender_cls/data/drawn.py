@@ -26,17 +26,14 @@ CANVAS = 256  # side of the drawing in pixels; resizing it to the wanted side sm
 def draw(root: str | os.PathLike[str], counts: dict[str, Sequence[int]], side: int = 128, seed: int = 0) -> None:
     """Draw the demo set to `root/{split}/{female,male}/person<NNN>_<NNNN>.jpg`.
 
-    An existing set that was drawn with the same arguments is kept. An identity has one to four images, all in one
-    split. The set appears whole or not at all.
+    An identity has one to four images, all in one split. The set appears whole or not at all; one that was drawn with
+    the same arguments is kept, and anything else at `root` is a `UserError`.
 
     Args:
         root: Folder to create.
         counts: Numbers of images of each split: `{"train": (female, male), ...}`.
         side: Side of the square images, in pixels.
         seed: Seed of everything random.
-
-    Raises:
-        UserError: If `root` exists and is not this demo set.
     """
     root = Path(root)
     stamp = json.dumps({"counts": {split: list(n) for split, n in counts.items()}, "side": side, "seed": seed})
@@ -44,11 +41,11 @@ def draw(root: str | os.PathLike[str], counts: dict[str, Sequence[int]], side: i
     def drawn_already() -> bool:
         return (root / STAMP).is_file() and (root / STAMP).read_text() == stamp
 
+    if drawn_already():
+        return
     if root.exists():
-        if drawn_already():
-            return
-        message = f"data.root={root} exists and is not this demo set; give another folder or delete it"
-        raise UserError("conflict", message)
+        way_out = "give another folder or delete it"
+        raise UserError("conflict", f"data.root={root} exists and is not this demo set; {way_out}")
     unfinished = root.with_name(f"{root.name}.part-{os.getpid()}")
     try:
         _draw_tree(unfinished, counts, side, seed)
@@ -63,15 +60,12 @@ def draw(root: str | os.PathLike[str], counts: dict[str, Sequence[int]], side: i
 
 def _draw_tree(root: Path, counts: dict[str, Sequence[int]], side: int, seed: int) -> None:
     rng = random.Random(seed)
-    person = 0
-    with tqdm(
-        total=sum(map(sum, counts.values())), desc="drawing demo faces", unit="face", disable=None, leave=False
-    ) as bar:
+    person, total = 0, sum(map(sum, counts.values()))
+    with tqdm(total=total, desc="drawing demo faces", unit="face", disable=None, leave=False) as bar:
         for split, numbers in counts.items():
-            for label, number in enumerate(numbers):
+            for label, left in enumerate(numbers):
                 folder = root / split / CLASSES[label]
                 folder.mkdir(parents=True)
-                left = number
                 while left > 0:
                     person += 1
                     face = Person(label, rng)
@@ -86,10 +80,8 @@ class Person:
     """Traits of a drawn person that are the same in all images."""
 
     def __init__(self, label: int, rng: random.Random) -> None:
-        male = label == 1
-
-        def chance(if_female: float, if_male: float) -> bool:
-            return rng.random() < (if_male if male else if_female)
+        def chance(*by_label: float) -> bool:
+            return rng.random() < by_label[label]
 
         self.skin = rng.choice(SKIN)
         self.hair = rng.choice(HAIR)
@@ -103,9 +95,9 @@ class Person:
         self.earrings = chance(0.5, 0.05)
         self.glasses = rng.random() < 0.25
         self.hat = rng.random() < 0.05
-        self.jaw = rng.gauss(0.80 if male else 0.62, 0.07)  # width of the chin, as a share of the face's
-        self.brow = max(2.0, rng.gauss(7.5 if male else 4.5, 1.3))  # thickness in pixels of the canvas
-        self.face_width = rng.gauss(62 if male else 57, 4)
+        self.jaw = rng.gauss((0.62, 0.80)[label], 0.07)  # width of the chin, as a share of the face's
+        self.brow = max(2.0, rng.gauss((4.5, 7.5)[label], 1.3))  # thickness in pixels of the canvas
+        self.face_width = rng.gauss((57, 62)[label], 4)
         self.face_height = rng.gauss(84, 5)
 
     def photograph(self, rng: random.Random) -> Image.Image:
@@ -120,10 +112,9 @@ class Person:
             top = y - self.face_height
             pen.ellipse((x - 85, top - 2, x + 85, top + 34), fill=_shade(self.hair, 1.5))
             pen.rectangle((x - 55, top - 45, x + 55, top + 16), fill=_shade(self.hair, 1.3))
-        scale = rng.uniform(1.1, 1.25)
-        shift = (rng.gauss(0, 4), rng.gauss(0, 4))
-        half = CANVAS / 2
-        matrix = (1 / scale, 0, half - (half + shift[0]) / scale, 0, 1 / scale, half - (half + shift[1]) / scale)
+        scale, half = rng.uniform(1.1, 1.25), CANVAS / 2
+        left, top = (half - (half + rng.gauss(0, 4)) / scale for _ in "xy")
+        matrix = (1 / scale, 0, left, 0, 1 / scale, top)
         canvas = canvas.rotate(rng.gauss(0, 5), resample=Image.Resampling.BILINEAR, fillcolor=canvas.getpixel((0, 0)))
         canvas = canvas.transform((CANVAS, CANVAS), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
         light = rng.uniform(0.85, 1.1)
@@ -144,14 +135,11 @@ class Person:
         top = y - height * (0.62 if self.fringe and not self.bald else 0.85)
         pen.ellipse((x - width, top, x + width, y + height * 0.72), fill=self.skin)
         chin = width * self.jaw
-        outline = [(x - width, y), (x - chin, y + height * 0.7), (x - chin * 0.45, y + height)]
-        pen.polygon([*outline, *((2 * x - px, py) for px, py in reversed(outline))], fill=self.skin)
+        jaw = [(x - width, y), (x - chin, y + height * 0.7), (x - chin * 0.45, y + height)]
+        pen.polygon([*jaw, *_mirrored(jaw, x)], fill=self.skin)
         if self.beard:
-            pen.polygon(
-                [(x - width, y + 22), (x - chin, y + height * 0.72), (x - chin * 0.4, y + height + 8)]
-                + [(x + chin * 0.4, y + height + 8), (x + chin, y + height * 0.72), (x + width, y + 22), (x, y + 48)],
-                fill=_shade(self.hair, 0.9),
-            )
+            beard = [(x - width, y + 22), (x - chin, y + height * 0.72), (x - chin * 0.4, y + height + 8)]
+            pen.polygon([*beard, *_mirrored(beard, x), (x, y + 48)], fill=_shade(self.hair, 0.9))
 
     def _draw_features(self, pen: ImageDraw.ImageDraw, x: float, y: float, rng: random.Random) -> None:
         for side in (-1, 1):
@@ -181,12 +169,14 @@ def _background(rng: random.Random) -> Image.Image:
     return canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0, 3)))
 
 
-def _wall(rng: random.Random) -> tuple[int, int, int]:
+def _wall(rng: random.Random) -> tuple[int, ...]:
     grey = rng.randrange(165, 225)  # muted, so that the walls do not drown the faces
-    red, green, blue = (grey + rng.randrange(-20, 20) for _ in range(3))
-    return red, green, blue
+    return tuple(grey + rng.randrange(-20, 20) for _ in range(3))
 
 
-def _shade(color: tuple[int, int, int], factor: float) -> tuple[int, int, int]:
-    red, green, blue = (min(255, round(value * factor)) for value in color)
-    return red, green, blue
+def _shade(color: tuple[int, int, int], factor: float) -> tuple[int, ...]:
+    return tuple(min(255, round(value * factor)) for value in color)
+
+
+def _mirrored(points: list[tuple[float, float]], x: float) -> list[tuple[float, float]]:
+    return [(2 * x - left, y) for left, y in reversed(points)]

@@ -6,7 +6,6 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from statistics import median_low
 
 from gender_cls.data.sources import Face, Splits
@@ -23,25 +22,18 @@ def split_identities(faces: Sequence[Face], share: float, seed: int, key: str) -
     The choice depends only on a hash of the seed and the identity, so that adding identities moves few others. An
     identity with more images than are still wanted stays, so that it can't be most of the second part.
 
-    Args:
-        faces: Faces with their identities.
-        share: Share of the images, in (0, 1).
-        seed: Seed of the hash.
-        key: Configuration key, for errors.
-
     Raises:
-        UserError: If `share` is out of range or leaves a class without identities on one side.
+        UserError: If `share`, of the configuration key `key`, is not in (0, 1) or leaves a class without identities on
+            one side.
     """
     check_share(key, share)
     labels: dict[str, list[int]] = defaultdict(list)
     for face in faces:
         labels[face.identity].append(face.label)
-
     taken: set[str] = set()
     for label in range(len(CLASSES)):  # an identity with both labels counts where most of its images are
-        identities = sorted(
-            (identity for identity, found in labels.items() if median_low(found) == label), key=partial(_rank, seed)
-        )
+        identities = [who for who, found in labels.items() if median_low(found) == label]
+        identities.sort(key=lambda who: _rank(seed, who))
         left = share * sum(len(labels[identity]) for identity in identities)
         for identity in identities:
             if len(labels[identity]) <= left:
@@ -52,22 +44,16 @@ def split_identities(faces: Sequence[Face], share: float, seed: int, key: str) -
     first = [face for face in faces if face.identity not in taken]
     second = [face for face in faces if face.identity in taken]
     if any({face.label for face in part} != {0, 1} for part in (first, second)):
-        raise UserError(
-            "too-few-identities",
-            f"{key}={share} leaves a class without identities on one side; give another share or more identities",
-        )
+        message = f"{key}={share} leaves a class without identities on one side; give another share or more identities"
+        raise UserError("too-few-identities", message)
     return first, second
 
 
 def fold_identities(faces: Sequence[Face], number: int, seed: int) -> list[int]:
     """Assign each face to a fold, 0 to `number` - 1, with all faces of an identity in the same one.
 
-    Identities with many images are placed first, each in the fold with the fewest images of their label.
-
-    Args:
-        faces: Faces with their identities.
-        number: Number of folds.
-        seed: Seed of the order among identities with equally many images.
+    Identities with many images are placed first, each in the fold with the fewest images of their label; `seed` decides
+    the order among those with equally many.
     """
     labels: dict[str, list[int]] = defaultdict(list)
     for face in faces:
@@ -101,9 +87,6 @@ def assign_identities(splits: Splits, pattern: str | None) -> tuple[Splits, list
     Returns:
         The faces with their identities, and notes. If a class has fewer than ten identities that way, each image is
         treated as an identity of its own and a note says so.
-
-    Raises:
-        UserError: If `pattern` is not a regular expression with a group.
     """
     regex = compile_pattern(pattern)
 
@@ -116,10 +99,8 @@ def assign_identities(splits: Splits, pattern: str | None) -> tuple[Splits, list
         images = [face for faces in splits.values() for face in faces if face.label == label and not face.identity]
         identities = {name(face, regex) for face in images}
         if len(identities) < min(MIN_IDENTITIES, len(images)):
-            notes.append(
-                f"data.identity finds only {len(identities)} identities in {len(images)} {class_name} images, fewer "
-                f"than {MIN_IDENTITIES}: each image is treated as an identity of its own"
-            )
+            found = f"data.identity finds only {len(identities)} identities in {len(images)} {class_name} images"
+            notes.append(f"{found}, fewer than {MIN_IDENTITIES}: each image is treated as an identity of its own")
     use = None if notes else regex
     return {split: [replace(f, identity=name(f, use)) for f in faces] for split, faces in splits.items()}, notes
 

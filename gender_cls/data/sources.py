@@ -1,7 +1,4 @@
-"""Sources of faces: a folder tree, a CSV manifest or drawings.
-
-Labels come from paths or cells, never from decoding.
-"""
+"""Sources of faces: a folder tree, a CSV manifest or drawings. Labels come from paths or cells, not from decoding."""
 
 import csv
 import os
@@ -41,31 +38,21 @@ Splits = dict[str, list[Face]]
 
 
 def folder(root: str | os.PathLike[str], needed: Sequence[str] = ("train", "val")) -> Splits:
-    """List `root/SPLIT/{female,male}/**` of each needed split like ImageFolder; linked folders are not followed.
-
-    Raises:
-        UserError: If a folder is missing, empty or has another name.
-    """
+    """List `root/SPLIT/{female,male}/**` of each needed split like ImageFolder; linked folders are not followed."""
     root = Path(root)
     if not root.is_dir():
-        raise UserError(
-            "not-found",
-            f"data.root={root}: no such folder; give the one that holds train/ and val/, or try experiment=demo",
-        )
+        way_out = "give the one that holds train/ and val/, or try experiment=demo"
+        raise UserError("not-found", f"data.root={root}: no such folder; {way_out}")
     return {split: _list_split(root / split) for split in needed}
 
 
 def _list_split(directory: Path) -> list[Face]:
     if not directory.is_dir():
-        raise UserError(
-            "not-found", f"{directory} is missing; data.root must hold train/ and val/, each with female/ and male/"
-        )
+        raise UserError("not-found", f"{directory} is missing; data.root needs train/ and val/ with female/ and male/")
     names = {entry.name for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     others = names - {*CLASSES, "__MACOSX"}  # the latter is what unpacking leaves
     if others:
-        raise UserError(
-            "bad-data", f"{directory} holds the folder {min(others)!r}; only female/ and male/ can be there: rename it"
-        )
+        raise UserError("bad-data", f"{directory} holds {min(others)!r} beside female/ and male/; rename or remove it")
     faces = []
     for label, name in enumerate(CLASSES):
         if not (directory / name).is_dir():
@@ -99,6 +86,8 @@ def manifest(path: str | os.PathLike[str], group: str = "group", needed: Sequenc
         found = ", ".join(filter(None, rows[0][1]))
         raise UserError("bad-value", f"data.group={group}: {path} has no such column (found: {found})")
     for line, row in rows:
+        if not row["path"] or not row["label"]:
+            raise UserError("bad-data", f"{path} line {line}: path or label is empty; fill it in or delete the line")
         label = row["label"].strip().lower()
         split = row["split"].strip().lower() if row.get("split") is not None else UNSPLIT
         if label not in CLASSES:
@@ -111,8 +100,7 @@ def manifest(path: str | os.PathLike[str], group: str = "group", needed: Sequenc
         identity, part = ((row.get(column) or "").strip() for column in ("identity", group))
         faces[split].append(Face(image, CLASSES.index(label), identity, part))
     if missing:
-        message = f"{missing[0]} ({len(missing)} missing in all); paths are relative to the CSV's folder"
-        raise UserError("not-found", message)
+        raise UserError("not-found", f"{missing[0]} ({len(missing)} in all); paths are relative to the CSV's folder")
     if not faces:
         raise UserError("no-images", f"{path} has no row below its first line; add images")
     splits = [UNSPLIT] if UNSPLIT in faces else [s for s in ("train", "dev", "val") if s in needed or s in faces]
@@ -120,8 +108,7 @@ def manifest(path: str | os.PathLike[str], group: str = "group", needed: Sequenc
         absent = {0, 1} - {face.label for face in faces[split]}
         if absent:
             where = "" if split == UNSPLIT else f" in {split}"
-            message = f"{path} has no {CLASSES[min(absent)]} image{where}; both labels are needed"
-            raise UserError("no-images", message)
+            raise UserError("no-images", f"{path} has no {CLASSES[min(absent)]} image{where}; both labels are needed")
     return {split: faces[split] for split in splits}
 
 
@@ -133,32 +120,18 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             absent = [column for column in ("path", "label") if column not in (reader.fieldnames or ())]
             if absent:
                 found = ", ".join(reader.fieldnames or ()) or "nothing"
-                raise UserError(
-                    "bad-data", f"{path} has no column {absent[0]!r} (found: {found}); its first line names the columns"
-                )
-            rows = [(reader.line_num, row) for row in reader]
+                message = f"{path} has no column {absent[0]!r} (found: {found}); its first line names the columns"
+                raise UserError("bad-data", message)
+            return [(reader.line_num, row) for row in reader]
     except OSError as error:
         code = "not-found" if isinstance(error, FileNotFoundError) else "unreadable"
         reason = (error.strerror or str(error)).lower()
         raise UserError(code, f"data.csv={path}: {reason}; give a CSV file") from error
     except csv.Error as error:
         raise UserError("unreadable", f"data.csv={path} is not a CSV file ({error})") from error
-    for line, row in rows:
-        if not row["path"] or not row["label"]:
-            message = f"{path} line {line}: path or label is empty; fill it in or delete the line"
-            raise UserError("bad-data", message)
-    return rows
 
 
 def demo(root: str | os.PathLike[str], train: Sequence[int], val: Sequence[int], side: int, seed: int) -> Splits:
-    """Draw the demo faces to `root`, unless they are there, and list them.
-
-    Args:
-        root: Folder of the demo faces.
-        train: Numbers of training images (female, male).
-        val: Numbers of images of val (female, male).
-        side: Side of the square images, in pixels.
-        seed: Seed of the drawings.
-    """
+    """Draw the demo faces to `root`, unless they are there, and list them; see `drawn.draw`."""
     drawn.draw(root, {"train": list(train), "val": list(val)}, side, seed)
     return folder(root)

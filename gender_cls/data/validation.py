@@ -3,7 +3,6 @@
 import hashlib
 import os
 import sqlite3
-from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -44,9 +43,8 @@ class FaceSet:
         rows: list[dict[str, str | int]] = []
         for split, faces in self.splits.items():
             for label, name in enumerate(CLASSES):
-                identities = [face.identity for face in faces if face.label == label]
-                number = {"images": len(identities), "identities": len(set(identities))}
-                rows.append({"split": split, "class": name, **number})
+                who = [face.identity for face in faces if face.label == label]
+                rows.append({"split": split, "class": name, "images": len(who), "identities": len(set(who))})
         return rows
 
 
@@ -82,14 +80,11 @@ def check(
     for split, faces in splits.items():
         bad = [face.path for face in faces if face.path in reasons]
         if len(bad) > MAX_BAD_SHARE * len(faces):
-            raise UserError(
-                "bad-data",
-                f"{len(bad)} of {len(faces)} images in {split} can't be read, more than 5 %; "
-                f"repair or delete them, first {bad[0]}: {reasons[bad[0]]}",
-            )
-        for label, name in enumerate(CLASSES):
-            if any(face.label == label for face in faces) and not any(face.label == label for face in good[split]):
-                raise UserError("no-images", f"no {name} image of {split} can be read; add some")
+            share = f"{len(bad)} of {len(faces)} images in {split} can't be read, more than 5 %"
+            raise UserError("bad-data", f"{share}; repair or delete them, first {bad[0]}: {reasons[bad[0]]}")
+        lost = {face.label for face in faces} - {face.label for face in good[split]}
+        if lost:
+            raise UserError("no-images", f"no {CLASSES[min(lost)]} image of {split} can be read; add some")
     good, notes = assign_identities(good, identity)
     fingerprint = _fingerprint(good)
     if UNSPLIT in good:
@@ -108,24 +103,21 @@ def _fingerprint(splits: Splits) -> str:
 
 def _leaks(splits: Splits) -> list[str]:
     notes = []
-    labels: dict[str, set[int]] = defaultdict(set)
-    for face in chain.from_iterable(splits.values()):
-        labels[face.digest].add(face.label)
-    both = sum(len(found) > 1 for found in labels.values())
+    labeled = {(face.digest, face.label) for face in chain.from_iterable(splits.values())}
+    both = len(labeled) - len({digest for digest, _ in labeled})
     if both:
         notes.append(f"{both} images are under both labels, byte for byte: one of the two is wrong")
     for (one, faces), (other, others) in combinations(splits.items(), 2):
         identities = {face.identity for face in faces} & {face.identity for face in others}
         if identities:
-            number, example = len(identities), min(identities)
-            notes.append(f"{number} identities of {other} are also in {one}, such as {example}: metrics are too good")
+            found = f"{len(identities)} identities of {other} are also in {one}"
+            notes.append(f"{found}, such as {min(identities)}: metrics are too good")
         contents = {face.digest: face.path for face in faces}
         same = [face for face in others if face.digest in contents]
         if same:
-            notes.append(
-                f"{len(same)} files of {other} are also in {one}, byte for byte, such as {same[0].path} = "
-                f"{contents[same[0].digest]}: metrics are too good"
-            )
+            example = f"{same[0].path} = {contents[same[0].digest]}"
+            found = f"{len(same)} files of {other} are also in {one}, byte for byte"
+            notes.append(f"{found}, such as {example}: metrics are too good")
     return notes
 
 
@@ -142,8 +134,7 @@ def _read_all(paths: Iterable[str], cache: str | os.PathLike[str] | None) -> tup
             reasons[path] = (error.strerror or str(error)).lower()
             continue
         key = os.fsencode(os.path.abspath(path)) + f"\0{state.st_size}\0{state.st_mtime_ns}".encode()
-        known = memory.get(key)
-        if known:
+        if known := memory.get(key):
             digests[path] = known
         else:
             unread[path] = key
@@ -151,15 +142,10 @@ def _read_all(paths: Iterable[str], cache: str | os.PathLike[str] | None) -> tup
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and hashing let other threads run
         rest = iter(unread.items())
         while some := list(islice(rest, 1000)):
-            read = []
-            for (path, key), (digest, reason) in zip(some, pool.map(_read_one, (path for path, _ in some))):
+            for (path, _), (digest, reason) in zip(some, pool.map(_read_one, (path for path, _ in some))):
                 bar.update()
-                if reason:
-                    reasons[path] = reason
-                else:
-                    digests[path] = digest
-                    read.append((key, digest))
-            memory.put(read)
+                (reasons if reason else digests)[path] = reason or digest
+            memory.put([(key, digests[path]) for path, key in some if path in digests])
     return digests, reasons
 
 
