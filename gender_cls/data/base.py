@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class FaceDataModule(pl.LightningDataModule):
         UserError: A value is out of its range.
     """
 
+    source: Path  # folder or file that lists the faces
     group = "group"  # column whose values a report compares
 
     def __init__(
@@ -103,11 +105,6 @@ class FaceDataModule(pl.LightningDataModule):
 
     def list_faces(self) -> Splits:
         """Return the faces by split, or all of them under `UNSPLIT`."""
-        raise NotImplementedError
-
-    @property
-    def source_name(self) -> str:
-        """Name of the data, for captions."""
         raise NotImplementedError
 
     @cached_property

@@ -19,39 +19,29 @@ class FolderDataModule(FaceDataModule):
 
     def __init__(self, root: str | os.PathLike[str] = "Task_A_Dataset", **options: Any) -> None:
         super().__init__(**options)
-        self.root = Path(root)
-
-    @property
-    def source_name(self) -> str:
-        """Name of the folder."""
-        return self.root.resolve().name
+        self.source = Path(root)
 
     def list_faces(self) -> sources.Splits:
         """Return the faces of train and val."""
-        return sources.folder(self.root)
+        return sources.folder(self.source)
 
 
 class ManifestDataModule(FaceDataModule):
     """Faces in a CSV with the columns path and label and, where there are any, split, identity and a group.
 
     Args:
-        csv: The file.
+        csv: The CSV file.
         group: Column whose values a report compares.
         **options: Further arguments, see `FaceDataModule`.
     """
 
     def __init__(self, csv: str | os.PathLike[str], group: str = "group", **options: Any) -> None:
         super().__init__(**options)
-        self.csv, self.group = Path(csv), group
-
-    @property
-    def source_name(self) -> str:
-        """Name of the file."""
-        return self.csv.resolve().name
+        self.source, self.group = Path(csv), group
 
     def list_faces(self) -> sources.Splits:
         """Return the faces of the rows."""
-        return sources.manifest(self.csv, self.group)
+        return sources.manifest(self.source, self.group)
 
 
 class DemoDataModule(FolderDataModule):
@@ -81,4 +71,4 @@ class DemoDataModule(FolderDataModule):
 
     def list_faces(self) -> sources.Splits:
         """Draw the faces, if they are not there, and return them."""
-        return sources.demo(self.root, **self.drawing)  # type: ignore[arg-type]
+        return sources.demo(self.source, **self.drawing)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ def draw(root: str | os.PathLike[str], counts: dict[str, Sequence[int]], side: i
 
     Args:
         root: Folder to create.
-        counts: Numbers of images of each split: `{"train": (female, male), ...}`.
+        counts: Numbers of female and male images of each split.
         side: Side of the square images, in pixels.
         seed: Seed of everything random.
     """
@@ -44,8 +44,7 @@ def draw(root: str | os.PathLike[str], counts: dict[str, Sequence[int]], side: i
     if drawn_already():
         return
     if root.exists():
-        way_out = "give another folder or delete it"
-        raise UserError("conflict", f"data.root={root} exists and is not this demo set; {way_out}")
+        raise UserError("conflict", f"data.root={root} exists and is not this demo set; give another or delete it")
     unfinished = root.with_name(f"{root.name}.part-{os.getpid()}")
     try:
         _draw_tree(unfinished, counts, side, seed)
@@ -113,7 +112,7 @@ class Person:
             pen.ellipse((x - 85, top - 2, x + 85, top + 34), fill=_shade(self.hair, 1.5))
             pen.rectangle((x - 55, top - 45, x + 55, top + 16), fill=_shade(self.hair, 1.3))
         scale, half = rng.uniform(1.1, 1.25), CANVAS / 2
-        left, top = (half - (half + rng.gauss(0, 4)) / scale for _ in "xy")
+        left, top = (half - (half + rng.gauss(0, 4)) / scale for _ in range(2))
         matrix = (1 / scale, 0, left, 0, 1 / scale, top)
         canvas = canvas.rotate(rng.gauss(0, 5), resample=Image.Resampling.BILINEAR, fillcolor=canvas.getpixel((0, 0)))
         canvas = canvas.transform((CANVAS, CANVAS), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
@@ -121,7 +120,7 @@ class Person:
         return canvas.point(lambda value: min(255, int(value * light)))
 
     def _draw_head(self, pen: ImageDraw.ImageDraw, x: float, y: float) -> None:
-        width, height = self.face_width, self.face_height
+        width, height, chin = self.face_width, self.face_height, self.face_width * self.jaw
         if self.long_hair:
             pen.rounded_rectangle((x - width - 20, y - height - 12, x + width + 20, y + height + 25), 60, self.hair)
         pen.rectangle((x - 24, y + 40, x + 24, CANVAS), fill=_shade(self.skin, 0.85))
@@ -134,7 +133,6 @@ class Person:
                 pen.ellipse((x + side * width - 5, y + 18, x + side * width + 5, y + 30), fill=(240, 210, 90))
         top = y - height * (0.62 if self.fringe and not self.bald else 0.85)
         pen.ellipse((x - width, top, x + width, y + height * 0.72), fill=self.skin)
-        chin = width * self.jaw
         jaw = [(x - width, y), (x - chin, y + height * 0.7), (x - chin * 0.45, y + height)]
         pen.polygon([*jaw, *_mirrored(jaw, x)], fill=self.skin)
         if self.beard:

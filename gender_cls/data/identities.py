@@ -23,8 +23,7 @@ def split_identities(faces: Sequence[Face], share: float, seed: int, key: str) -
     identity with more images than are still wanted stays, so that it can't be most of the second part.
 
     Raises:
-        UserError: If `share`, of the configuration key `key`, is not in (0, 1) or leaves a class without identities on
-            one side.
+        UserError: If `share`, set by `key`, is not in (0, 1) or leaves a class without identities on one side.
     """
     check_share(key, share)
     labels: dict[str, list[int]] = defaultdict(list)
@@ -41,8 +40,7 @@ def split_identities(faces: Sequence[Face], share: float, seed: int, key: str) -
                 left -= len(labels[identity])
         if identities and not taken & set(identities):
             taken.add(min(identities, key=lambda identity: len(labels[identity])))
-    first = [face for face in faces if face.identity not in taken]
-    second = [face for face in faces if face.identity in taken]
+    first, second = ([face for face in faces if (face.identity in taken) == part] for part in (False, True))
     if any({face.label for face in part} != {0, 1} for part in (first, second)):
         message = f"{key}={share} leaves a class without identities on one side; give another share or more identities"
         raise UserError("too-few-identities", message)
@@ -110,8 +108,7 @@ def compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
     check_regex("data.identity", pattern)
     regex = None if pattern is None else re.compile(pattern)
     if regex and regex.groups < 1:
-        message = f"data.identity={pattern} has no group (...) around the identity; null turns it off"
-        raise UserError("bad-value", message)
+        raise UserError("bad-value", f"data.identity={pattern} has no group (...) of the identity; null turns it off")
     return regex
 
 

@@ -57,8 +57,7 @@ def _list_split(directory: Path) -> list[Face]:
     for label, name in enumerate(CLASSES):
         if not (directory / name).is_dir():
             raise UserError("not-found", f"{directory / name} is missing; each split needs female/ and male/")
-        paths = list_images(directory / name)
-        if not paths:
+        if not (paths := list_images(directory / name)):
             raise UserError("no-images", f"{directory / name} holds no image ({', '.join(IMAGE_SUFFIXES)}); add some")
         faces += [Face(path, label) for path in paths]
     return faces
@@ -74,9 +73,6 @@ def manifest(path: str | os.PathLike[str], group: str = "group", needed: Sequenc
 
     Returns:
         Faces by split; without a column split, all of them under `UNSPLIT`.
-
-    Raises:
-        UserError: If the file, a column or an image is missing, or a cell has an unknown value.
     """
     path = Path(path)
     faces: dict[str, list[Face]] = defaultdict(list)
@@ -105,8 +101,7 @@ def manifest(path: str | os.PathLike[str], group: str = "group", needed: Sequenc
         raise UserError("no-images", f"{path} has no row below its first line; add images")
     splits = [UNSPLIT] if UNSPLIT in faces else [s for s in ("train", "dev", "val") if s in needed or s in faces]
     for split in splits:
-        absent = {0, 1} - {face.label for face in faces[split]}
-        if absent:
+        if absent := {0, 1} - {face.label for face in faces[split]}:
             where = "" if split == UNSPLIT else f" in {split}"
             raise UserError("no-images", f"{path} has no {CLASSES[min(absent)]} image{where}; both labels are needed")
     return {split: faces[split] for split in splits}
@@ -117,16 +112,14 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
-            absent = [column for column in ("path", "label") if column not in (reader.fieldnames or ())]
-            if absent:
+            if absent := [column for column in ("path", "label") if column not in (reader.fieldnames or ())]:
                 found = ", ".join(reader.fieldnames or ()) or "nothing"
                 message = f"{path} has no column {absent[0]!r} (found: {found}); its first line names the columns"
                 raise UserError("bad-data", message)
             return [(reader.line_num, row) for row in reader]
     except OSError as error:
         code = "not-found" if isinstance(error, FileNotFoundError) else "unreadable"
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(code, f"data.csv={path}: {reason}; give a CSV file") from error
+        raise UserError(code, f"data.csv={path}: {(error.strerror or str(error)).lower()}; give a CSV file") from error
     except csv.Error as error:
         raise UserError("unreadable", f"data.csv={path} is not a CSV file ({error})") from error
 

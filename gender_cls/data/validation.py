@@ -82,42 +82,32 @@ def check(
         if len(bad) > MAX_BAD_SHARE * len(faces):
             share = f"{len(bad)} of {len(faces)} images in {split} can't be read, more than 5 %"
             raise UserError("bad-data", f"{share}; repair or delete them, first {bad[0]}: {reasons[bad[0]]}")
-        lost = {face.label for face in faces} - {face.label for face in good[split]}
-        if lost:
+        if lost := {face.label for face in faces} - {face.label for face in good[split]}:
             raise UserError("no-images", f"no {CLASSES[min(lost)]} image of {split} can be read; add some")
     good, notes = assign_identities(good, identity)
-    fingerprint = _fingerprint(good)
+    lines = sorted(f"{split} {face.label} {face.digest}" for split, faces in good.items() for face in faces)
+    fingerprint = hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
     if UNSPLIT in good:
-        train, val = split_identities(good[UNSPLIT], val_share, split_seed, "data.val_share")
-        good = {"train": train, "val": val}
+        good = dict(zip(("train", "val"), split_identities(good[UNSPLIT], val_share, split_seed, "data.val_share")))
     if holdout != 0 and "dev" not in good:
         train, dev = split_identities(good["train"], holdout, split_seed, "data.holdout")
         good = {"train": train, "dev": dev, "val": good["val"]}
     return FaceSet(good, sorted(reasons.items()), notes + _leaks(good), fingerprint)
 
 
-def _fingerprint(splits: Splits) -> str:
-    lines = sorted(f"{split} {face.label} {face.digest}" for split, faces in splits.items() for face in faces)
-    return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
-
-
 def _leaks(splits: Splits) -> list[str]:
     notes = []
     labeled = {(face.digest, face.label) for face in chain.from_iterable(splits.values())}
-    both = len(labeled) - len({digest for digest, _ in labeled})
-    if both:
+    if both := len(labeled) - len({digest for digest, _ in labeled}):
         notes.append(f"{both} images are under both labels, byte for byte: one of the two is wrong")
     for (one, faces), (other, others) in combinations(splits.items(), 2):
-        identities = {face.identity for face in faces} & {face.identity for face in others}
-        if identities:
+        if identities := {face.identity for face in faces} & {face.identity for face in others}:
             found = f"{len(identities)} identities of {other} are also in {one}"
             notes.append(f"{found}, such as {min(identities)}: metrics are too good")
         contents = {face.digest: face.path for face in faces}
-        same = [face for face in others if face.digest in contents]
-        if same:
-            example = f"{same[0].path} = {contents[same[0].digest]}"
+        if same := [f"{face.path} = {contents[face.digest]}" for face in others if face.digest in contents]:
             found = f"{len(same)} files of {other} are also in {one}, byte for byte"
-            notes.append(f"{found}, such as {example}: metrics are too good")
+            notes.append(f"{found}, such as {same[0]}: metrics are too good")
     return notes
 
 
@@ -141,11 +131,11 @@ def _read_all(paths: Iterable[str], cache: str | os.PathLike[str] | None) -> tup
     bar = tqdm(total=len(unread), desc="checking images", unit="image", disable=None, leave=False)
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and hashing let other threads run
         rest = iter(unread.items())
-        while some := list(islice(rest, 1000)):
-            for (path, _), (digest, reason) in zip(some, pool.map(_read_one, (path for path, _ in some))):
+        while some := dict(islice(rest, 1000)):
+            for path, (digest, reason) in zip(some, pool.map(_read_one, some)):
                 bar.update()
                 (reasons if reason else digests)[path] = reason or digest
-            memory.put([(key, digests[path]) for path, key in some if path in digests])
+            memory.put([(key, digests[path]) for path, key in some.items() if path in digests])
     return digests, reasons
 
 

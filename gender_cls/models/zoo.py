@@ -23,7 +23,9 @@ class TorchvisionBackbone:
             what = "no classification network of that name; try resnet50, mobilenet_v3_large or convnext_tiny"
             raise UserError("bad-value", f"model.backbone={name}: torchvision has {what}")
         if name in ("googlenet", "inception_v3"):
-            raise UserError("bad-value", f"model.backbone={name} has auxiliary heads that can't be trained; try resnet50")
+            raise UserError(
+                "bad-value", f"model.backbone={name} has auxiliary heads that can't be trained; try resnet50"
+            )
 
     def names(self) -> list[str]:
         """Return the names of its weights."""

@@ -15,6 +15,7 @@ from gender_cls.data.base import FaceDataModule
 from gender_cls.evaluation.plots import image_grid, plot_confusion, to_image
 from gender_cls.transforms.decode import ImageError, load_rgb
 
+ACCEPT_IMAGES = (TensorBoardLogger, WandbLogger, MLFlowLogger)
 GRID = 16  # training views
 FINAL = ("f1_macro", "f1_female", "f1_male", "accuracy")
 
@@ -25,23 +26,18 @@ class ImageLogger(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the first training views."""
         data = getattr(trainer, "datamodule", None)
-        if isinstance(data, FaceDataModule) and any(map(accepts_images, trainer.loggers)):
+        if isinstance(data, FaceDataModule) and any(isinstance(logger, ACCEPT_IMAGES) for logger in trainer.loggers):
             log_image(trainer, "train/views", image_grid(first_views(data, GRID)))
 
     def log_plots(self, trainer: pl.Trainer, metrics: Mapping[str, Any], plots: Mapping[str, Any]) -> None:
         """Show the confusion matrix of each split's metrics, and the plots (image, caption) of a report."""
-        if not any(map(accepts_images, trainer.loggers)):
+        if not any(isinstance(logger, ACCEPT_IMAGES) for logger in trainer.loggers):
             return
         for split, values in metrics.items():
             title = f"{split}: {values['images']} images of {values['identities']} identities"
             log_image(trainer, f"{split}/confusion", to_image(plot_confusion({title: values})))
         for name, (plot, _) in plots.items():
             log_image(trainer, f"report/{name}", plot)
-
-
-def accepts_images(logger: Any) -> bool:
-    """Return whether `log_image` can send it images."""
-    return isinstance(logger, TensorBoardLogger | WandbLogger | MLFlowLogger)
 
 
 def log_image(trainer: pl.Trainer, name: str, image: Image.Image) -> None:

@@ -13,8 +13,7 @@ class WeightAverage(WeightAveraging):
     """Lightning's callback, for an exponential moving average that leaves what is frozen exactly as it is.
 
     `EMAWeightAveraging` computes decay * a + (1 - decay) * b, which is not a where b is a; this computes
-    a + (1 - decay) * (b - a). It keeps the average on the device of the training and, where a resumed training had
-    ended already and Lightning calls no `on_train_end`, still copies it to the module.
+    a + (1 - decay) * (b - a), on the device of the training, and copies it also where a resumed training had ended.
 
     Args:
         decay: Share, in [0, 1), of the average that is kept at each step.

@@ -126,7 +126,7 @@ def write_report(run: Run, calibrated: dict[str, Any] | None) -> report.Report:
     )
     weights = run.module.hparams["weights"]
     model = shown_path(run.folder / MODEL_NAME)
-    full = report.build(predictions, model, data.source_name, weights, data.report_exclude, calibrated)
+    full = report.build(predictions, model, data.source.resolve().name, weights, data.report_exclude, calibrated)
     full.save(run.folder / "report")
     print(f"\n{tables.corruption_report(full.metrics)}\n{shown_path(run.folder / 'report' / report.PAGE)}")
     return full

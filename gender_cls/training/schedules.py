@@ -12,8 +12,6 @@ from torch.optim import Optimizer
 
 from gender_cls.errors import UserError
 
-FROM_RUN = ("total_steps", "max_lr")
-
 
 def check_rate(key: str, rate: object) -> None:
     """Raise a `UserError` unless `rate` is a learning rate."""
@@ -59,10 +57,10 @@ def make_scheduler(config: Mapping[str, Any], optimizer: Optimizer, trainer: pl.
 
 
 def from_run(config: Mapping[str, Any]) -> set[str]:
-    """Return which of `FROM_RUN` the scheduler's signature has and the configuration leaves open."""
+    """Return which of `total_steps` and `max_lr` the scheduler's signature has and the configuration leaves open."""
     make = instantiate(config["scheduler"], _partial_=True)
     signature = inspect.signature(make.func).parameters
-    return {name for name in FROM_RUN if name in signature and name not in make.keywords}
+    return {name for name in ("total_steps", "max_lr") if name in signature and name not in make.keywords}
 
 
 def _length(trainer: Any, interval: str) -> int:

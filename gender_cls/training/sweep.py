@@ -43,14 +43,11 @@ class SweepTable(Callback):
             for row, of_job in zip(rows, overrides)
         ]
         print(f"\n{table(list(rows[0]), [list(row.values()) for row in shown])}\n{sweep / 'sweep.csv'}")
-        best = sweep / rows[0]["job"]
         calibrating = config.calibration.prior is not None
-        if not rows[0]["error"] and (calibrating or not (best / MODEL_NAME).exists()):
+        if not rows[0]["error"] and (calibrating or not (sweep / rows[0]["job"] / MODEL_NAME).exists()):
             single = " hydra.mode=RUN" if "hparams_search=" in rows[0]["overrides"] else ""
-            print(
-                f"the best job again, with its model and plots{', calibrated' if calibrating else ''}:\n"
-                f"{command('train')} {rows[0]['overrides']}{single}"
-            )
+            print(f"the best job again, with its model and plots{', calibrated' if calibrating else ''}:")
+            print(f"{command('train')} {rows[0]['overrides']}{single}")
         if any("val" in str(row["ranked by"]) for row in rows):
             print("note: ranked on val, the split that is reported: the best row flatters; data.holdout=0.1 avoids it")
         failed = sum(bool(row["error"]) for row in rows)
