@@ -1,6 +1,7 @@
 """The base of the LightningDataModules: faces as batches of views or of stored features."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from gender_cls.data.datasets import FaceDataset, FeatureDataset, collate, whole
 from gender_cls.data.identities import IDENTITY
 from gender_cls.data.sampler import DrawSampler
 from gender_cls.data.sources import Splits
-from gender_cls.data.validation import FaceSet, check
+from gender_cls.data.validation import FaceSet, check, check_split
 from gender_cls.errors import UserError, check_boolean, check_integer, check_regex
 from gender_cls.features.extractor import Extractor, FeatureOptions
 from gender_cls.labels import CLASSES
@@ -22,7 +23,7 @@ from gender_cls.models.network import GenderNet
 from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import CLEAN, Augmentation, EvaluationViews, RandomCorruption, TrainingViews
 
-DECIDE_A_HEAD = ("holdout", "split_seed", "batch_size", "balanced_sampler")
+DECIDE_A_HEAD = ("holdout", "split_seed", "batch_size", "balanced_sampler", "view_seed")
 EVALUATION_BATCH = 4096  # of features: a step costs more than what it computes
 
 
@@ -88,6 +89,8 @@ class FaceDataModule(pl.LightningDataModule):
         super().__init__()
         check_integer("data.batch_size", batch_size, 1)
         check_integer("data.num_workers", num_workers or 0, 0)
+        check_integer("data.view_seed", view_seed, 0)
+        check_split(identity, val_share, holdout, split_seed)
         check_integer("seed", seed, 0)
         check_integer("cached_views", cached_views, 0)
         check_boolean("data.balanced_sampler", balanced_sampler)
@@ -97,7 +100,8 @@ class FaceDataModule(pl.LightningDataModule):
         self.num_workers = torch.get_num_threads() if num_workers is None else num_workers
         preprocessing = Preprocessing(size, crop, median, interpolation, mean, std)
         self.views = TrainingViews(preprocessing, augment, corruption, view_seed)
-        self.augment, self.cached_views, self.feature_options = augment, cached_views, features
+        self.augment, self.corruption, self.view_seed = augment, corruption, view_seed
+        self.cached_views, self.feature_options = cached_views, features
         self.report_exclude = report_exclude
         self.features: dict[str, FeatureDataset] = {}
         self._extractor: Extractor | None = None
@@ -145,8 +149,8 @@ class FaceDataModule(pl.LightningDataModule):
 
     def extractor(self, network: GenderNet) -> Extractor:
         """Return what computes and stores the features of a network, on the trainer's device."""
-        if self._extractor is None or self._extractor.network is not network:
-            device = self.trainer.strategy.root_device if self.trainer else "cpu"
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if self._extractor is None or (self._extractor.network, self._extractor.device) != (network, device):
             self._extractor = Extractor(network, self.feature_options, device)
         return self._extractor
 
@@ -189,9 +193,11 @@ class FaceDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of weighted draws of augmented views."""
-        if self.trainer is not None:  # with workers Lightning reads before it tells the sampler the epoch of a resume
-            progress: Any = self.trainer.fit_loop.epoch_progress.current  # Lightning types it too narrowly
-            self.sampler.set_epoch(progress.processed)
+        trainer: Any = self.trainer
+        if trainer is not None:  # with workers Lightning reads before it tells the sampler the epoch of a resume
+            self.sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
+            if trainer.overfit_batches:  # the draws of the first epoch, again and again
+                return self._loader("train", list(self.sampler))
         return self._loader("train", sampler=self.sampler)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
@@ -217,11 +223,13 @@ class FaceDataModule(pl.LightningDataModule):
             "cached_views": self.cached_views if caches else 0,
             "features": self.extractor(network).how if caches else None,
             **{f"data.{key}": getattr(self, key) for key in DECIDE_A_HEAD},
-            "data.views": self.views.facts,
+            **{f"data.{key}": value for key, value in asdict(self.views.preprocessing).items()},
+            **{f"data.augment.{key}": value for key, value in asdict(self.augment).items()},
+            **{f"corruption.{key}": value for key, value in asdict(self.corruption).items()},
         }
 
     def report_settings(self) -> dict[str, Any]:
-        """Return what a later report on other data has to know to do as this run did."""
+        """Return what a later report on other data takes over from this run."""
         return {key: getattr(self, key) for key in ("identity", "val_share", "split_seed", "group", "report_exclude")}
 
     def _cache(self, splits: list[str], number: int, network: GenderNet) -> None:
@@ -232,16 +240,12 @@ class FaceDataModule(pl.LightningDataModule):
             store = self.extractor(network).compute(views, images, wanted, self.num_workers)
             self.features |= {split: FeatureDataset(self.datasets[split], store, number) for split in splits}
 
-    def _loader(self, split: str, **options: Any) -> DataLoader[Any]:
+    def _loader(self, split: str, draws: Sequence[Any] | None = None, **options: Any) -> DataLoader[Any]:
+        dataset: Any = self.features[split] if self.features else self.datasets[split]
+        dataset = dataset if draws is None else Subset(dataset, draws)
         if self.features:
             size = self.batch_size if split == "train" else max(self.batch_size, EVALUATION_BATCH)
-            return DataLoader(self.features[split], batch_size=size, collate_fn=whole, **options)
-        return DataLoader(
-            self.datasets[split],
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=collate,
-            **options,
-        )
+            return DataLoader(dataset, batch_size=size, collate_fn=whole, **options)
+        options |= {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        options |= {"pin_memory": torch.cuda.is_available(), "collate_fn": collate}
+        return DataLoader(dataset, batch_size=self.batch_size, **options)  # Lightning wants it named

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gender_cls.data import sources
+from gender_cls.data import drawn, sources
 from gender_cls.data.base import FaceDataModule
+from gender_cls.errors import check_integer
 
 
 class FolderDataModule(FaceDataModule):
@@ -67,8 +68,12 @@ class DemoDataModule(FolderDataModule):
         **options: Any,
     ) -> None:
         super().__init__(root, **options)
-        self.drawing = {"train": list(train), "val": list(val), "side": side, "seed": draw_seed}
+        check_integer("data.side", side, 1)
+        check_integer("data.draw_seed", draw_seed, 0)
+        self.numbers: dict[str, Sequence[int]] = {"train": list(train), "val": list(val)}
+        self.side, self.draw_seed = side, draw_seed
 
     def list_faces(self) -> sources.Splits:
         """Draw the faces, if they are not there, and return them."""
-        return sources.demo(self.source, **self.drawing)  # type: ignore[arg-type]
+        drawn.draw(self.source, self.numbers, self.side, self.draw_seed)
+        return super().list_faces()

@@ -108,7 +108,7 @@ def compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
     check_regex("data.identity", pattern)
     regex = None if pattern is None else re.compile(pattern)
     if regex and regex.groups < 1:
-        raise UserError("bad-value", f"data.identity={pattern} has no group (...) of the identity; null turns it off")
+        raise UserError("bad-value", f"data.identity={pattern} has no group (...) for the identity; null turns it off")
     return regex
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gender_cls.data import drawn
 from gender_cls.errors import UserError
 from gender_cls.labels import CLASSES
 from gender_cls.transforms.decode import IMAGE_SUFFIXES, list_images
@@ -122,9 +121,3 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise UserError(code, f"data.csv={path}: {(error.strerror or str(error)).lower()}; give a CSV file") from error
     except csv.Error as error:
         raise UserError("unreadable", f"data.csv={path} is not a CSV file ({error})") from error
-
-
-def demo(root: str | os.PathLike[str], train: Sequence[int], val: Sequence[int], side: int, seed: int) -> Splits:
-    """Draw the demo faces to `root`, unless they are there, and list them; see `drawn.draw`."""
-    drawn.draw(root, {"train": list(train), "val": list(val)}, side, seed)
-    return folder(root)

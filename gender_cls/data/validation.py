@@ -71,10 +71,7 @@ def check(
     Raises:
         UserError: If a value is out of range, more than 5 % of a split can't be read, or a class has no image left.
     """
-    compile_pattern(identity)  # an error should not wait until all images are read
-    check_share("data.val_share", val_share)
-    check_share("data.holdout", holdout, zero=True)
-    check_integer("data.split_seed", split_seed, 0)
+    check_split(identity, val_share, holdout, split_seed)  # an error should not wait until all images are read
     digests, reasons = _read_all([face.path for faces in splits.values() for face in faces], cache)
     good = {s: [replace(f, digest=digests[f.path]) for f in faces if f.path in digests] for s, faces in splits.items()}
     for split, faces in splits.items():
@@ -93,6 +90,14 @@ def check(
         train, dev = split_identities(good["train"], holdout, split_seed, "data.holdout")
         good = {"train": train, "dev": dev, "val": good["val"]}
     return FaceSet(good, sorted(reasons.items()), notes + _leaks(good), fingerprint)
+
+
+def check_split(identity: str | None, val_share: float, holdout: float, split_seed: int) -> None:
+    """Raise a `UserError` unless these arguments of `check` are in their ranges."""
+    compile_pattern(identity)
+    check_share("data.val_share", val_share)
+    check_share("data.holdout", holdout, zero=True)
+    check_integer("data.split_seed", split_seed, 0)
 
 
 def _leaks(splits: Splits) -> list[str]:

@@ -109,8 +109,7 @@ def make_folder(folder: Path) -> None:
 def build(
     predictions: Predictions,
     model: str,
-    data: str,
-    weights: str | None,
+    source: str,
     exclude: str | None = None,
     calibration: Mapping[str, Any] | None = None,
 ) -> Report:
@@ -119,16 +118,20 @@ def build(
     Args:
         predictions: Predictions of the model.
         model: Path of the model.
-        data: Name of the data, for captions.
-        weights: Name or path of the backbone's weights, for captions; None for random ones.
+        source: Data and weights, for captions, see `describe_source`.
         exclude: Regular expression on file names that a slice leaves out.
         calibration: Calibration of the model, as in its JSON; None if it is not calibrated.
     """
     calibrated = measure_calibration(predictions.logits, predictions.labels, predictions.identities, calibration)
     metrics = measure(predictions, exclude) | {"calibration": calibrated}
     size = f"{metrics['clean']['images']} images of {metrics['clean']['identities']} identities"
-    about = f"{size} ({data}, val); weights: {describe_weights(weights)}"
+    about = f"{size}; {source}"
     return Report(model, about, predictions, metrics, draw_all(predictions, metrics, about))
+
+
+def describe_source(data: Path, weights: str | None) -> str:
+    """Describe data and weights for captions."""
+    return f"{data.resolve().name}, val; weights: {describe_weights(weights)}"
 
 
 def main(arguments: list[str]) -> int:
@@ -164,7 +167,7 @@ def main(arguments: list[str]) -> int:
     val = faces.splits["val"]
     predictions = predict_conditions(predictor.network, predictor.preprocessing, val, extractor, os.cpu_count() or 1)
     weights = predictor.facts.get("weights", {"name": "unknown"})["name"]
-    report = build(predictions, str(model), source.resolve().name, weights, exclude, predictor.calibration)
+    report = build(predictions, str(model), describe_source(source, weights), exclude, predictor.calibration)
     report.save(out)
     print(f"\n{corruption_report(report.metrics)}\n{out / PAGE}")
     return 0

@@ -53,12 +53,12 @@ def classification_report(split: str, metrics: Mapping[str, Any]) -> str:
         rows.append([name, *(metrics[f"{what}_{name}"] for what in names), sum(counts)])
     rows.append(["macro", *(metrics[f"{what}_macro"] for what in names), metrics["images"]])
     rows.append(["accuracy", "", "", metrics["accuracy"], metrics["images"]])
+    body = table((split, *names, "images"), [["" if cell is None else cell for cell in row] for row in rows])
+    if metrics["f1_macro"] is None:
+        return f"{body}\nno macro-F1: {split} has images of one class only"
     low, high = metrics["f1_macro_ci95"]
-    return (
-        table((split, *names, "images"), rows)
-        + f"\nmacro-F1 {metrics['f1_macro']:.3f}, 95 % interval {low:.3f} to {high:.3f} "
-        + f"({RESAMPLES} bootstrap samples of {metrics['identities']} identities)"
-    )
+    samples = f"{RESAMPLES} bootstrap samples of {metrics['identities']} identities"
+    return f"{body}\nmacro-F1 {metrics['f1_macro']:.3f}, 95 % interval {low:.3f} to {high:.3f} ({samples})"
 
 
 def balance_note(n_female: int, n_male: int) -> str:

@@ -77,7 +77,7 @@ class TorchRuntime:
         def run(pixels: np.ndarray) -> np.ndarray:
             return self.network.head(backbone(torch.from_numpy(pixels))).squeeze(1).numpy()
 
-        with _one_torch_thread():
+        with one_torch_thread():
             yield run
 
 
@@ -142,11 +142,11 @@ def _parse_facts(text: str, source: str) -> dict[str, Any]:
 
 
 _lock = threading.Lock()
-_threads_before: list[int] = []  # one entry for each `_one_torch_thread` in force; the first is restored by the last
+_threads_before: list[int] = []  # one entry for each `one_torch_thread` in force; the first is restored by the last
 
 
 @contextmanager
-def _one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> Iterator[None]:
     """Let torch compute with one thread per caller, since there is a caller for each core; may overlap with others."""
     import torch
 

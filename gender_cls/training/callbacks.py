@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -11,9 +11,12 @@ import torch
 from PIL import Image
 from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from gender_cls.data.base import FaceDataModule
+from gender_cls.data.sampler import DrawSampler
 from gender_cls.evaluation.plots import image_grid, plot_confusion, to_image
 from gender_cls.transforms.decode import ImageError, load_rgb
+
+if TYPE_CHECKING:
+    from gender_cls.data.base import FaceDataModule
 
 ACCEPT_IMAGES = (TensorBoardLogger, WandbLogger, MLFlowLogger)
 GRID = 16  # training views
@@ -25,8 +28,9 @@ class ImageLogger(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the first training views."""
-        data = getattr(trainer, "datamodule", None)
-        if isinstance(data, FaceDataModule) and any(isinstance(logger, ACCEPT_IMAGES) for logger in trainer.loggers):
+        data: Any = getattr(trainer, "datamodule", None)
+        ours = isinstance(getattr(data, "sampler", None), DrawSampler)
+        if ours and any(isinstance(logger, ACCEPT_IMAGES) for logger in trainer.loggers):
             log_image(trainer, "train/views", image_grid(first_views(data, GRID)))
 
     def log_plots(self, trainer: pl.Trainer, metrics: Mapping[str, Any], plots: Mapping[str, Any]) -> None:
@@ -55,6 +59,7 @@ def log_image(trainer: pl.Trainer, name: str, image: Image.Image) -> None:
 def log_final(trainer: pl.Trainer, hyper_parameters: dict[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """Log hyper-parameters and final metrics to every logger; TensorBoard shows them as a line of HPARAMS."""
     final = {f"final/{split}_{name}": values[name] for split, values in metrics.items() for name in FINAL}
+    final = {name: value for name, value in final.items() if value is not None}  # of a class without images
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(hyper_parameters, final)
@@ -64,7 +69,7 @@ def log_final(trainer: pl.Trainer, hyper_parameters: dict[str, Any], metrics: Ma
         logger.finalize("success")
 
 
-def first_views(data: FaceDataModule, number: int) -> torch.Tensor:
+def first_views(data: "FaceDataModule", number: int) -> torch.Tensor:
     """Return the first training views of epoch 0 as RGB in 0..1 (N, 3, size, size)."""
     data.sampler.set_epoch(0)
     views: list[torch.Tensor] = []

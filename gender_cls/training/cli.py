@@ -1,6 +1,5 @@
 """The command line of training: Hydra composes, `run.train` does the work, and an error is one line."""
 
-import io
 import math
 import os
 import re
@@ -9,23 +8,21 @@ import sys
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from gender_cls.errors import UserError
-from gender_cls.inference.arguments import command
+from gender_cls.inference.arguments import run_main
 from gender_cls.training.config import RENAMED, config_dir
 from gender_cls.training.run import Interrupted, shown_path, train
-from gender_cls.training.sweep import ERROR_FILE
+from gender_cls.training.sweep import ERROR_FILE, train_command
 
 
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     """Run one job and return its objective; a failed job of a sweep is a row of its table and does not end it."""
     job = HydraConfig.get()
     run_dir = Path(job.runtime.output_dir)
@@ -44,7 +41,7 @@ def main(cfg: DictConfig) -> float:
     except KeyboardInterrupt:
         sys.exit("stopped")
     except Exception as error:
-        mendable = user_error(error)
+        mendable = error if isinstance(error, UserError) else None
         if os.environ.get("HYDRA_FULL_ERROR") == "1" and not in_sweep:
             raise
         if mendable is None:  # a bug: it is shown whole, and a sweep goes on
@@ -54,43 +51,39 @@ def main(cfg: DictConfig) -> float:
         line = " ".join(str(mendable or f"{type(error).__name__}: {error}").split())
         error_file.write_text(line + "\n", encoding="utf-8", errors="backslashreplace")
         print(f"this job failed: {line}", file=sys.stderr)
-        return math.nan
+        return None  # which the Optuna sweeper takes for a failure, unlike a NaN
+    finally:
+        if "wandb" in sys.modules:  # else the next job of a sweep would log to this one's run
+            sys.modules["wandb"].finish()
 
 
 def run() -> None:
     """Run the command line (the console script)."""
-    for stream in (sys.stdout, sys.stderr):
-        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")  # names that are not UTF-8 end no run
-    try:
-        check_overrides(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_main(start)
+
+
+def start(overrides: list[str]) -> int:
+    """Let Hydra run the job or jobs; returns the exit code."""
+    check_overrides(overrides)
     main()
+    return 0
 
 
 def check_overrides(overrides: list[str]) -> None:
     """Raise a `UserError` for options of earlier versions and a missing sweeper, before Hydra does in its own words."""
+    sweeper = find_spec("hydra_plugins") and find_spec("hydra_plugins.hydra_optuna_sweeper")
     for override in overrides:
         plain = override.lstrip("+~")
-        key = plain.partition("=")[0]
+        key, _, values = plain.partition("=")
         for old, new in RENAMED.items():
-            if plain == old or key == old or (key.startswith(f"{old}.") and old == "degrade"):
+            if key == old or key.startswith(f"{old}.") or old in [f"{key}={value}" for value in values.split(",")]:
                 raise UserError("renamed", f"{override}: {old} has become {new}")
-        if key == "model.scheduler" and not plain.endswith("=null"):
+        if key == "model.scheduler" and values != "null":
             raise UserError("renamed", f"{override}: choose by model/scheduler=cosine, plateau, one_cycle or none")
-        sweeper = find_spec("hydra_plugins") and find_spec("hydra_plugins.hydra_optuna_sweeper")
         if plain == "model=efficientnet_lite0" and "experiment=robust" in overrides:
             raise UserError("renamed", f"experiment=robust {plain} has become experiment=robust_efficientnet_lite0")
         if plain == "hparams_search=optuna" and not sweeper:
             raise UserError("missing-package", f'{override} needs the extra `optuna`: pip install -e ".[optuna]"')
-
-
-def user_error(error: BaseException) -> UserError | None:
-    """Return the error that the user can mend, below what Hydra and OmegaConf put around it; None if there is none."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, UserError):
-        seen = seen.__cause__ or (seen.__context__ if isinstance(seen, OmegaConfBaseException) else None)
-    return seen
 
 
 def say_how_to_resume(stop: Interrupted, overrides: list[str]) -> None:
@@ -99,7 +92,7 @@ def say_how_to_resume(stop: Interrupted, overrides: list[str]) -> None:
         print(f"\nstopped {stop}; no checkpoint is saved yet to resume from")
         return
     kept = [override for override in overrides if not override.startswith(("ckpt_path=", "hydra.run.dir="))]
-    again = shlex.join([*command("train").split(), *kept, f"ckpt_path={_quoted(shown_path(stop.ckpt_path))}"])
+    again = train_command(shlex.join([*kept, f"ckpt_path={_quoted(shown_path(stop.ckpt_path))}"]))
     print(f"\nstopped {stop}; to resume from the last whole epoch:\n{again}")
 
 

@@ -12,14 +12,16 @@ import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 
 from gender_cls.data.base import FaceDataModule
 from gender_cls.errors import UserError, check_choice, check_integer
 from gender_cls.evaluation.tables import balance_note, describe_data
+from gender_cls.training.callbacks import ImageLogger
 from gender_cls.training.module import GenderModule
 
-# of the trainer, with the values that they must have where the heads of calibration folds are trained without them
+# arguments of the trainer that the heads of calibration folds do not follow, with their usual values
 UNSUPPORTED = {
     "accumulate_grad_batches": 1,
     "gradient_clip_val": None,
@@ -43,11 +45,6 @@ class Run:
     data: FaceDataModule
     module: GenderModule
     trainer: pl.Trainer
-
-    @property
-    def folder(self) -> Path:
-        """Where the run writes."""
-        return Path(self.cfg.run_dir)
 
     @property
     def cached(self) -> bool:
@@ -75,37 +72,39 @@ def prepare(cfg: DictConfig) -> DictConfig:
         raise UserError("bad-value", f"{key} has no value; give {key}=...")
     check_choice("report", cfg.report, ("short", "full"))
     check_integer("trainer.max_epochs", cfg.trainer.max_epochs, 1)
+    prior = cfg.calibration.prior
+    if prior not in (None, "train") and not (isinstance(prior, int | float) and 0 < prior < 1):
+        raise UserError("bad-value", f"calibration.prior={prior}: give a number above 0 and below 1, or train")
     Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
     return cfg
 
 
 def compose_run(cfg: DictConfig) -> Run:
     """Instantiate data module, module and trainer, print what data there are, and check rules that span them."""
+    calibrating = cfg.calibration.prior is not None
+    cached = cfg.cached_views and cfg.model.trainable == "head"
+    keys = [f"trainer.{key}" for key, usual in UNSUPPORTED.items() if cfg.trainer.get(key, usual) != usual]
+    for key in keys + ["callbacks.average"] * ("average" in cfg.callbacks):
+        if calibrating and cached:
+            way_out = "give calibration=none, or cached_views=0"
+            raise UserError("conflict", f"{key} is not supported by the heads of calibration folds; {way_out}")
     data: FaceDataModule = instantiate(cfg.data)
     faces = data.faces  # read before weights are downloaded
-    calibrating = cfg.calibration.prior is not None
     if not cfg.sweep_job:  # a single run, or the first of a sweep
         print(describe_data(faces))
-        if not calibrating and cfg.data.balanced_sampler and cfg.model.class_weight:
+        if not calibrating and data.balanced_sampler and cfg.model.class_weight:
             print(balance_note(*data.class_counts))
         if calibrating and cfg.sweep_job is not None:
             print("the jobs of a sweep keep their uncalibrated heads; the best one is calibrated when it is run again")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module: GenderModule = instantiate(cfg.model)
-    cached = data.caches(module.network)
-    if calibrating and cached:
-        keys = [f"trainer.{key}" for key, usual in UNSUPPORTED.items() if cfg.trainer.get(key, usual) != usual]
-        for key in keys + ["callbacks.average"] * ("average" in cfg.callbacks):
-            way_out = "give calibration=none, or cached_views=0"
-            raise UserError("conflict", f"{key}: the heads of calibration are trained without; {way_out}")
-    return Run(cfg, data, module, make_trainer(cfg, checkpoints=cfg.sweep_job is None or not cached))
+    return Run(cfg, data, module, make_trainer(cfg, brief=bool(cfg.sweep_job is not None and cached)))
 
 
-def make_trainer(cfg: DictConfig, checkpoints: bool) -> pl.Trainer:
-    """Return Lightning's trainer with its callbacks and loggers."""
-    left_out: tuple[type, ...] = (() if checkpoints else (Checkpoint,)) + (
-        () if cfg.trainer.enable_progress_bar else (ProgressBar,)
-    )
+def make_trainer(cfg: DictConfig, brief: bool) -> pl.Trainer:
+    """Return Lightning's trainer with its callbacks and loggers; a brief run leaves metrics alone."""
+    left_out: tuple[type, ...] = (Checkpoint, ImageLogger) if brief else ()
+    left_out += () if cfg.trainer.enable_progress_bar else (ProgressBar,)
     left_out += () if cfg.logger else (LearningRateMonitor,)  # which refuses to run without a logger
     callbacks = [each for each in instantiate_all("callbacks", cfg.callbacks) if not isinstance(each, left_out)]
     saving = any(isinstance(callback, Checkpoint) for callback in callbacks)
@@ -126,3 +125,11 @@ def instantiate_all(group: str, configs: DictConfig) -> Iterator[Any]:
                 raise
             hint = " ".join(str(error.__cause__).split())  # Lightning's own, with the command that installs it
             raise UserError("missing-package", f"{group}.{key!s}: {hint}") from error
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """Return the error that the user can mend, below what Hydra and OmegaConf put around it; None if there is none."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, UserError):
+        seen = seen.__cause__ or (seen.__context__ if isinstance(seen, OmegaConfBaseException) else None)
+    return seen

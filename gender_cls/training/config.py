@@ -15,6 +15,7 @@ RENAMED = {
     "data.without": "data.report_exclude",
     "experiment=seed": "experiment=baseline",
     "data.source": "data=task_a, manifest or demo",
+    "logger.save_dir": "logger.tensorboard.save_dir",
 }  # options of earlier versions
 
 

@@ -2,8 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from itertools import chain, repeat
 from typing import Any
@@ -47,12 +46,10 @@ class HeldOut:
         prior: Male prevalence to predict for, in (0, 1), or `train`: that of the training images.
 
     Raises:
-        UserError: There are too few identities, or the prior is out of its range.
+        UserError: There are too few identities.
     """
 
     def __init__(self, data: FaceDataModule, network: GenderNet, prior: float | str) -> None:
-        if prior != "train" and not (isinstance(prior, int | float) and 0 < prior < 1):
-            raise UserError("bad-value", f"calibration.prior={prior}: give a number above 0 and below 1, or train")
         self.data, self.network, self.prior = data, network, prior
         self.split = "train" if data.caches(network) else "dev"
         everything = data.faces.splits.get(self.split, [])
@@ -135,7 +132,7 @@ class _Fold(pl.LightningModule):
 def train_head(head: nn.Linear, data: FaceDataModule, sampler: DrawSampler, module: GenderModule, bar: Any) -> None:
     """Train a head on stored features for as many steps as that of the module, and in the same way."""
     steps = sum(steps for steps, _ in module.steps)
-    loader = DataLoader(data.features["train"], data.batch_size, sampler=sampler, collate_fn=whole)
+    loader = DataLoader(data.features["train"], batch_size=data.batch_size, sampler=sampler, collate_fn=whole)
     trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=steps, max_epochs=max(1, steps), barebones=True)
     trainer.fit(_Fold(head, module, bar), loader)
 
@@ -175,17 +172,6 @@ def calibrate(held_out: HeldOut, module: GenderModule) -> dict[str, Any]:
             kind: calibration.calibration_metrics(values, held_out.labels, share) for kind, values in kinds.items()
         }
     return facts
-
-
-@contextmanager
-def one_thread(wanted: bool) -> Iterator[None]:
-    """Give torch one thread, if wanted: a batch of features is too little to share."""
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1 if wanted else threads)
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _fewest_identities(faces: Sequence[Face], split: str) -> int:

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from gender_cls.errors import UserError, check_boolean, check_share
+from gender_cls.errors import UserError, check_boolean, check_integer, check_share
 from gender_cls.evaluation.metrics import metric_collection
 from gender_cls.models.network import GenderNet
 from gender_cls.training.ema import WeightAverage
-from gender_cls.training.resume import check_backbone, check_resume, check_shapes
-from gender_cls.training.schedules import check_monitor, check_rate, from_run, make_optimizer, make_scheduler
+from gender_cls.training.resume import check_backbone, check_settings, check_shapes
+from gender_cls.training.schedules import check_monitor, check_rate, from_run, make_optimizer, make_scheduler, plain
 
 ADAM = {"_target_": "torch.optim.Adam", "lr": 1e-4}
 REPLAYED = ("lr", "betas", "momentum")  # what schedulers change of a parameter group
@@ -65,9 +65,9 @@ class GenderModule(pl.LightningModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        weights = None if weights is None else os.fspath(weights)
-        optimizer = dict(optimizer or ADAM)
-        scheduler = dict(scheduler) if scheduler else None
+        weights = None if weights is None else str(weights)
+        optimizer = plain(optimizer or ADAM)
+        scheduler = plain(scheduler) if scheduler else None
         check_share("model.label_smoothing", label_smoothing, zero=True)
         check_boolean("model.class_weight", class_weight)
         check_rate("model.optimizer.lr", optimizer.get("lr", 1))
@@ -76,6 +76,8 @@ class GenderModule(pl.LightningModule):
             raise UserError("conflict", "model.backbone_lr needs a trained backbone: model.trainable=layer4 or all")
         if scheduler:
             check_monitor("model.scheduler.monitor", scheduler.get("monitor"), ("dev",))
+        if seed is not None:
+            check_integer("seed", seed, 0)
         self.save_hyperparameters(logger=False)
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
@@ -92,13 +94,16 @@ class GenderModule(pl.LightningModule):
         return self.network(inputs).float()
 
     def prepare_data(self) -> None:
-        """Refuse a checkpoint that can't be resumed, before any feature is computed."""
+        """Refuse monitors of the split that is only reported, before any feature is computed."""
         trainer: Any = self.trainer
-        if trainer.state.fn == "fit" and trainer.ckpt_path:
-            check_resume(str(trainer.ckpt_path), self)
+        splits = getattr(trainer.datamodule, "eval_splits", ["val"])
+        if trainer.state.fn == "fit":
+            check_monitor("model.scheduler.monitor", (self.hparams["scheduler"] or {}).get("monitor"), splits)
+            for callback in trainer.callbacks:
+                check_monitor(f"{type(callback).__name__}: monitor", getattr(callback, "monitor", None), splits)
 
     def setup(self, stage: str) -> None:
-        """Take splits and class counts from the data module, and refuse monitors of the split that is reported."""
+        """Take splits and class counts from the data module."""
         trainer: Any = self.trainer
         self.eval_splits = list(getattr(trainer.datamodule, "eval_splits", ["val"]))
         if stage != "fit":
@@ -108,15 +113,13 @@ class GenderModule(pl.LightningModule):
         if self.hparams["class_weight"] and counts:
             self.pos_weight = sum(counts) / (2 * counts[1])
         self.steps = []
-        check_monitor("model.scheduler.monitor", (self.hparams["scheduler"] or {}).get("monitor"), self.eval_splits)
-        for callback in trainer.callbacks:
-            check_monitor(f"{type(callback).__name__}: monitor", getattr(callback, "monitor", None), self.eval_splits)
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor | None:
         """Return the loss of a batch; None, which skips the step, where none of its images could be read."""
         inputs, labels, _ = batch
         if not len(labels):
             return None
+        self._replayed = inputs.ndim == 2
         loss = self.loss(self(inputs), labels)
         self._loss_sum += loss.detach() * len(labels)
         self._loss_count += len(labels)
@@ -126,11 +129,11 @@ class GenderModule(pl.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Record what the folds of the calibration replay, so that they need neither scheduler nor metric."""
+        """Record what calibration folds on stored features replay, so that they need neither scheduler nor metric."""
         values = {key: optimizer.param_groups[0][key] for key in REPLAYED if key in optimizer.param_groups[0]}
         if self.steps and self.steps[-1][1] == values:
             self.steps[-1][0] += 1
-        else:
+        elif self._replayed:
             self.steps.append([1, values])
 
     def on_train_epoch_start(self) -> None:
@@ -184,7 +187,7 @@ class GenderModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what is frozen (45 MB an epoch), and add what a resumed run needs."""
-        checkpoint |= {"settings": self.settings(), "pos_weight": self.pos_weight, "steps": self.steps}
+        checkpoint |= {"settings": self.settings(self.trainer), "pos_weight": self.pos_weight, "steps": self.steps}
         if "averaging_state" not in checkpoint:  # Lightning's callback that averages weights reads the whole state
             checkpoint["state_dict"] = self.trained_part(checkpoint["state_dict"])
 
@@ -192,6 +195,8 @@ class GenderModule(pl.LightningModule):
         """Restore what is no tensor; a `UserError` says so where architecture or frozen backbone are others."""
         check_shapes(checkpoint, self, "the checkpoint")
         check_backbone(checkpoint, self, "the checkpoint")
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            check_settings(checkpoint, self.settings(self._trainer), "the checkpoint")
         self.pos_weight, self.steps = checkpoint["pos_weight"], checkpoint["steps"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -200,14 +205,14 @@ class GenderModule(pl.LightningModule):
         kept = {name: own[name] for name in own.keys() - self.trained_part(own).keys()}
         return super().load_state_dict({**kept, **state_dict}, strict, assign)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, trainer: Any, data: Any = None) -> dict[str, Any]:
         """Return what a resumed run must have in common with the first one, by configuration key, as plain values."""
-        trainer: Any = self.trainer
+        data = data or trainer.datamodule
         own = {f"model.{key}": value for key, value in self.hparams.items() if key not in ("weights", "seed")}
         averages = [callback.decay for callback in trainer.callbacks if isinstance(callback, WeightAverage)]
         fixed = bool(self.hparams["scheduler"]) and "total_steps" in from_run(self.hparams["scheduler"])
         return {
-            **(trainer.datamodule.settings(self.network) if hasattr(trainer.datamodule, "settings") else {}),
+            **(data.settings(self.network) if hasattr(data, "settings") else {}),
             **own,
             "model.weights": self.weights_hash,
             "trainer.precision": trainer.precision,

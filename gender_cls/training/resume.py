@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits a `GenderModule`: what does not go on as if never stopped is refused."""
+"""Checks that a checkpoint fits a `GenderModule`, so that a resumed run ends as if it had never stopped."""
 
 import os
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from gender_cls.errors import UserError
 from gender_cls.models.weights import safe_load
 
 
-def check_resume(ckpt_path: str, module: Any) -> None:
-    """Raise a `UserError` unless a run can go on from the file as if never stopped."""
+def check_resume(ckpt_path: str, module: Any, settings: Mapping[str, Any], max_epochs: int) -> None:
+    """Raise a `UserError` unless a run of these settings can go on from the file as if never stopped."""
     source = f"ckpt_path={ckpt_path}"
     if not os.path.isfile(ckpt_path):
         raise UserError("not-found", f"{source}: no such file; a run leaves last.ckpt in its folder after each epoch")
@@ -17,16 +17,21 @@ def check_resume(ckpt_path: str, module: Any) -> None:
     if not isinstance(checkpoint, dict) or not {"state_dict", "optimizer_states", "loops", "epoch"} <= set(checkpoint):
         raise UserError("bad-model", f"{source} is no checkpoint of a run; give the last.ckpt of a run folder")
     check_shapes(checkpoint, module, source)
-    before = checkpoint.get("settings") or {}
-    for key, value in module.settings().items():
-        if before.get(key) != value:
-            what = f"another {key} ({before.get(key)}, now {value})"
-            raise UserError("resume-mismatch", f"{source} was trained with {what}; give the overrides of that run")
-    done, epochs = checkpoint["epoch"] + 1, module.trainer.max_epochs
-    if epochs is not None and 0 <= epochs < done:  # as many is right: what comes after the last epoch may be missing
+    check_settings(checkpoint, settings, source)
+    done = checkpoint["epoch"] + 1
+    if max_epochs < done:  # as many is right: what comes after the last epoch may be missing
         raise UserError(
             "resume-mismatch", f"{source} has {done} epochs already; give trainer.max_epochs={done} or more"
         )
+
+
+def check_settings(checkpoint: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> None:
+    """Raise a `UserError` that names `source` unless the checkpoint's run had the same settings."""
+    before = checkpoint.get("settings") or {}
+    for key, value in settings.items():
+        if before.get(key) != value:
+            what = f"another {key} ({before.get(key)}, now {value})"
+            raise UserError("resume-mismatch", f"{source} was trained with {what}; give the overrides of that run")
 
 
 def check_shapes(checkpoint: Mapping[str, Any], module: Any, source: str) -> None:
@@ -37,7 +42,9 @@ def check_shapes(checkpoint: Mapping[str, Any], module: Any, source: str) -> Non
     )
     if wanted != found:
         what = f"{_brief(found)}, not {_brief(wanted)}: another architecture"
-        raise UserError("wrong-network", f"{source} holds {what}; give the last.ckpt of a run of this one")
+        raise UserError(
+            "wrong-network", f"{source} holds {what}; give a last.ckpt of the same backbone and model.trainable"
+        )
 
 
 def check_backbone(checkpoint: Mapping[str, Any], module: Any, source: str) -> None:

@@ -4,7 +4,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from gender_cls.evaluation.robustness import predict_conditions
 from gender_cls.inference.arguments import command
 from gender_cls.inference.export import save_model, write_json
 from gender_cls.inference.predictor import MODEL_NAME
+from gender_cls.inference.runtimes import one_torch_thread
 from gender_cls.training.callbacks import ImageLogger, log_final
-from gender_cls.training.compose import Run, compose_run, prepare, quieten
-from gender_cls.training.crossfit import HeldOut, calibrate, one_thread
+from gender_cls.training.compose import Run, compose_run, prepare, quieten, user_error
+from gender_cls.training.crossfit import HeldOut, calibrate
+from gender_cls.training.resume import check_resume
 
 
 class Interrupted(KeyboardInterrupt):
@@ -48,8 +50,17 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         UserError: Something that the user can mend.
         Interrupted: Ctrl-C while training.
     """
+    try:
+        return _train(prepare(cfg))
+    except Exception as error:
+        mendable = user_error(error)
+        if mendable is None or mendable is error:
+            raise
+        raise mendable from error
+
+
+def _train(cfg: DictConfig) -> dict[str, Any]:
     quieten()
-    cfg = prepare(cfg)
     in_sweep = cfg.sweep_job is not None
     run = compose_run(cfg)
     prior = None if in_sweep else cfg.calibration.prior
@@ -58,7 +69,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     with resumable(run.trainer, cfg.ckpt_path):
         fit(run)
         fitted = {"epochs": run.trainer.current_epoch, "seconds": round(time.monotonic() - started, 1)}
-        with one_thread(run.cached):
+        with one_torch_thread() if run.cached else nullcontext():  # a batch of features is too little to share
             calibrated = None if held_out is None else calibrate(held_out, run.module)
     metrics = evaluate(run)
     name = f"{run.data.eval_splits[0]}/f1_macro"
@@ -67,27 +78,28 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     about = {"data": facts, "calibration": calibrated}
     objective = {"name": name, "value": metrics[run.data.eval_splits[0]]["f1_macro"]}
     found = {**metrics, "objective": objective, "fit": fitted, **about}
-    write_json(run.folder / "metrics.json", found)
+    write_json(Path(cfg.run_dir, "metrics.json"), found)
     if calibrated:
         print(f"\n{tables.calibration_report(calibrated)}")
     for split, values in metrics.items():
         print(f"\n{tables.classification_report(split, values)}")
+    trainer: Any = run.trainer  # its callbacks are not typed
     if not (in_sweep and run.cached):  # the best head of a sweep is trained again in seconds
         save(run, {**about, "metrics": metrics})
         plots = write_report(run, calibrated).plots if cfg.report == "full" and not in_sweep else {}
-        trainer: Any = run.trainer  # its callbacks are not typed
         for images in (callback for callback in trainer.callbacks if isinstance(callback, ImageLogger)):
             images.log_plots(trainer, metrics, plots)
     settings = {"max_epochs": cfg.trainer.max_epochs, "calibration.prior": str(cfg.calibration.prior)}
-    log_final(run.trainer, {**settings, **run.module.settings()}, metrics)
+    log_final(trainer, {**settings, **run.module.settings(trainer), "weights": cfg.model.weights}, metrics)
     return found
 
 
 def fit(run: Run) -> None:
     """Train; a `UserError` says so where what was trained is no longer finite."""
-    run.trainer.ckpt_path = run.cfg.ckpt_path  # where the module finds it before features are computed
-    run.trainer.fit(run.module, run.data)
-    run.trainer.ckpt_path = None  # else evaluation would load it again
+    trainer, ckpt_path = run.trainer, run.cfg.ckpt_path
+    if ckpt_path:  # before any feature is computed
+        check_resume(ckpt_path, run.module, run.module.settings(trainer, run.data), run.cfg.trainer.max_epochs)
+    trainer.fit(run.module, run.data, ckpt_path=ckpt_path)
     if not all(parameter.isfinite().all() for parameter in run.module.parameters() if parameter.requires_grad):
         raise UserError("diverged", "the training diverged: weights are not finite; lower model.optimizer.lr")
 
@@ -112,7 +124,7 @@ def save(run: Run, about: dict[str, Any]) -> None:
     hparams = run.module.hparams
     weights = {"name": hparams["weights"], "hash": run.module.weights_hash, "trainable": hparams["trainable"]}
     facts = {"features": asdict(run.data.feature_options), "report": run.data.report_settings(), "weights": weights}
-    model = save_model(run.folder, run.module.network, run.data.views.preprocessing, {**facts, **about})
+    model = save_model(Path(run.cfg.run_dir), run.module.network, run.data.views.preprocessing, {**facts, **about})
     image = run.data.faces.splits["val"][0].path
     again = [*command("predict").split(), f"model={shown_path(model)}", f"img={shown_path(image)}"]
     print(f"\nsaved {shown_path(model)}\n{shlex.join(again)}")
@@ -124,11 +136,13 @@ def write_report(run: Run, calibrated: dict[str, Any] | None) -> report.Report:
     predictions = predict_conditions(
         network, data.views.preprocessing, data.faces.splits["val"], data.extractor(network), data.num_workers
     )
-    weights = run.module.hparams["weights"]
-    model = shown_path(run.folder / MODEL_NAME)
-    full = report.build(predictions, model, data.source.resolve().name, weights, data.report_exclude, calibrated)
-    full.save(run.folder / "report")
-    print(f"\n{tables.corruption_report(full.metrics)}\n{shown_path(run.folder / 'report' / report.PAGE)}")
+    source = report.describe_source(data.source, run.module.hparams["weights"])
+    full = report.build(
+        predictions, shown_path(Path(run.cfg.run_dir, MODEL_NAME)), source, data.report_exclude, calibrated
+    )
+    folder = Path(run.cfg.run_dir, "report")
+    full.save(folder)
+    print(f"\n{tables.corruption_report(full.metrics)}\n{shown_path(folder / report.PAGE)}")
     return full
 
 

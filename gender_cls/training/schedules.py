@@ -3,12 +3,14 @@
 import inspect
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
-from hydra.utils import instantiate
+from hydra.utils import get_class
+from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from gender_cls.errors import UserError
 
@@ -32,25 +34,25 @@ def make_optimizer(
     config: Mapping[str, Any], parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 ) -> Optimizer:
     """Return the optimizer that `config` names by `_target_`; a `UserError` says which argument it refuses."""
+    kind = _find("model.optimizer", config, Optimizer)
     try:
-        optimizer: Optimizer = instantiate(config, _partial_=True)(parameters)
-        return optimizer
+        return kind(parameters, **_arguments(config))
     except (TypeError, ValueError) as error:
         raise UserError("bad-value", f"model.optimizer: {error}") from error
 
 
 def make_scheduler(config: Mapping[str, Any], optimizer: Optimizer, trainer: pl.Trainer) -> dict[str, Any]:
     """Return Lightning's dictionary with the scheduler in it, up to the rates of `optimizer` and as long as the run."""
-    wanted = from_run(config)
-    given: dict[str, Any] = {}
+    kind = _find("model.scheduler", config["scheduler"], LRScheduler)
+    arguments, wanted = _arguments(config["scheduler"]), from_run(config)
     if "max_lr" in wanted:
-        given["max_lr"] = [group["lr"] for group in optimizer.param_groups]
+        arguments["max_lr"] = [group["lr"] for group in optimizer.param_groups]
     if "total_steps" in wanted:
-        given["total_steps"] = _length(trainer, config.get("interval", "epoch"))
+        arguments["total_steps"] = _length(trainer, config.get("interval", "epoch"))
     try:
-        return {**config, "scheduler": instantiate(config["scheduler"], _partial_=True)(optimizer, **given)}
+        return {**config, "scheduler": kind(optimizer, **arguments)}
     except ZeroDivisionError as error:  # of OneCycleLR
-        few = f"{given['total_steps']} steps are too few"
+        few = f"{arguments['total_steps']} steps are too few"
         raise UserError("bad-value", f"model.scheduler: {few}; give more trainer.max_epochs") from error
     except (TypeError, ValueError) as error:
         raise UserError("bad-value", f"model.scheduler: {error}") from error
@@ -58,9 +60,23 @@ def make_scheduler(config: Mapping[str, Any], optimizer: Optimizer, trainer: pl.
 
 def from_run(config: Mapping[str, Any]) -> set[str]:
     """Return which of `total_steps` and `max_lr` the scheduler's signature has and the configuration leaves open."""
-    make = instantiate(config["scheduler"], _partial_=True)
-    signature = inspect.signature(make.func).parameters
-    return {name for name in ("total_steps", "max_lr") if name in signature and name not in make.keywords}
+    known = inspect.signature(_find("model.scheduler", config["scheduler"], LRScheduler)).parameters
+    return {name for name in ("total_steps", "max_lr") if name in known and name not in config["scheduler"]}
+
+
+def _find(key: str, config: Mapping[str, Any], base: type) -> Any:
+    """The class that `_target_` names; nothing else is ever called, also not what a checkpoint's values say."""
+    try:
+        kind = get_class(config["_target_"])
+    except Exception as error:  # Hydra's own kinds
+        raise UserError("bad-value", f"{key}._target_={config.get('_target_')}: no such class") from error
+    if not issubclass(kind, base):
+        raise UserError("bad-value", f"{key}._target_={config['_target_']}: give a {base.__name__} of torch")
+    return kind
+
+
+def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in ("_target_", "_partial_")}
 
 
 def _length(trainer: Any, interval: str) -> int:
@@ -71,4 +87,10 @@ def _length(trainer: Any, interval: str) -> int:
         return int(trainer.estimated_stepping_batches)
     batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches
     batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
-    return math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs)
+    return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration as Python's own dicts and lists, which a checkpoint can hold."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True))

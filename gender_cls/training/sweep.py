@@ -47,12 +47,18 @@ class SweepTable(Callback):
         if not rows[0]["error"] and (calibrating or not (sweep / rows[0]["job"] / MODEL_NAME).exists()):
             single = " hydra.mode=RUN" if "hparams_search=" in rows[0]["overrides"] else ""
             print(f"the best job again, with its model and plots{', calibrated' if calibrating else ''}:")
-            print(f"{command('train')} {rows[0]['overrides']}{single}")
+            print(train_command(rows[0]["overrides"] + single))
         if any("val" in str(row["ranked by"]) for row in rows):
             print("note: ranked on val, the split that is reported: the best row flatters; data.holdout=0.1 avoids it")
         failed = sum(bool(row["error"]) for row in rows)
         if failed:
             sys.exit(f"{failed} of {len(rows)} jobs failed")
+
+
+def train_command(overrides: str) -> str:
+    """Return the command that trains with some overrides, and with the folder of a user's own configuration."""
+    own = [first for first in zip(sys.argv, sys.argv[1:]) if first[0] in ("--config-dir", "-cd")]
+    return " ".join([command("train"), *(shlex.join(pair) for pair in own), overrides])
 
 
 def write_csv(sweep: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from gender_cls import DemoDataModule, FolderDataModule, GenderModule, ManifestD
 from gender_cls.data.datasets import FaceDataset
 from gender_cls.errors import UserError
 from gender_cls.features.extractor import FeatureOptions
+from gender_cls.training import crossfit
 from gender_cls.training.config import config_dir
 from gender_cls.training.run import train
 
@@ -164,11 +165,19 @@ def test_optimizer_and_scheduler_are_swapped_by_overrides(
 def test_a_plateau_lowers_the_rate_and_the_folds_follow(
     drawn: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: dict[str, Any] = {}
+    kept: dict[str, Any] = {"folds": []}
+    step = crossfit._Fold.on_before_optimizer_step
+
+    def keep(self: crossfit._Fold, optimizer: torch.optim.Optimizer) -> None:
+        step(self, optimizer)
+        kept["folds"].append(optimizer.param_groups[0]["lr"])
+
     monkeypatch.setattr(GenderModule, "on_train_end", lambda self: kept.update(steps=self.steps))
+    monkeypatch.setattr(crossfit._Fold, "on_before_optimizer_step", keep)
     given = (f"data.root={drawn}", "cached_views=1", "trainer.max_epochs=4", "data.holdout=0.2", "model.optimizer.lr=3")
     train(composed(*given, "model/scheduler=plateau", "model.scheduler.scheduler.patience=0"))
     rates = [values["lr"] for _, values in kept["steps"]]
+    assert kept["folds"] == 5 * [values["lr"] for count, values in kept["steps"] for _ in range(count)]
     assert len(rates) > 1  # too high a rate: the loss on dev rises
     assert rates == sorted(rates, reverse=True)
 
@@ -317,3 +326,63 @@ def test_arguments_that_torch_refuses_are_one_line(drawn: Path, in_tmp: Path) ->
 def test_the_precision_of_the_machine_is_a_resolver() -> None:
     assert composed("experiment=finetune").trainer.precision in ("bf16-mixed", "32-true")
     assert OmegaConf.to_container(composed(), resolve=True)["trainer"]["precision"] == "32-true"  # type: ignore[index, call-overload]
+
+
+def test_a_notebook_gets_the_users_error(drawn: Path, in_tmp: Path) -> None:
+    with refused("bad-value", "data.batch_size=0"):
+        train(composed(f"data.root={drawn}", "data.batch_size=0"))
+    with refused("bad-value", "model.backbone=no_such"):
+        train(composed(f"data.root={drawn}", "model.backbone=no_such"))
+
+
+def test_a_plain_trainer_resumes_only_what_goes_on(drawn: Path, in_tmp: Path) -> None:
+    def fit(epochs: int, ckpt_path: str | None = None, seed: int = 0, lr: float = 0.1) -> GenderModule:
+        module = GenderModule(weights=None, seed=0, optimizer={"_target_": "torch.optim.SGD", "lr": lr})
+        data = FolderDataModule(drawn, cached_views=2, seed=seed, **SMALL)
+        callback = pl.callbacks.ModelCheckpoint(str(in_tmp), f"{epochs}", save_on_train_epoch_end=True)
+        pl.Trainer(max_epochs=epochs, callbacks=[callback], **QUIET).fit(module, data, ckpt_path=ckpt_path)
+        return module
+
+    fit(1)
+    assert torch.equal(head(fit(3)), head(fit(3, "1.ckpt")))
+    with refused("resume-mismatch", "another seed"):
+        fit(3, "1.ckpt", seed=1)
+    with refused("resume-mismatch", "model.optimizer"):
+        fit(3, "1.ckpt", lr=0.2)
+
+
+@pytest.mark.parametrize("cached_views", [2, 0])
+def test_overfitting_repeats_the_same_draws_of_both_labels(cached_views: int, drawn: Path, in_tmp: Path) -> None:
+    seen: list[tuple[list[int], list[float]]] = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, trainer: object, pl_module: object, batch: Any, batch_idx: int) -> None:
+            seen.append((batch[2].tolist(), batch[1].tolist()))
+
+    data = FolderDataModule(drawn, cached_views=cached_views, **SMALL)
+    trainer = pl.Trainer(max_epochs=2, overfit_batches=3, callbacks=[Keep()], enable_checkpointing=False, **QUIET)
+    trainer.fit(GenderModule(weights=None), data)
+    assert len(seen) == 6
+    assert seen[:3] == seen[3:]
+    assert {label for _, labels in seen for label in labels} == {0, 1}
+
+
+def test_only_optimizers_and_schedulers_are_called(drawn: Path, in_tmp: Path) -> None:
+    """Not what else a configuration or the hyper-parameters of a checkpoint may name."""
+    given = (f"data.root={drawn}", "cached_views=1", "trainer.max_epochs=1", "calibration=none")
+    for target in ("os.getcwd", "torch.nn.Linear", "torch.optim.Adem"):
+        with refused("bad-value", f"model.optimizer._target_={target}"):
+            train(composed(*given, f"model.optimizer._target_={target}"))
+
+
+def test_hyper_parameters_are_plain_also_from_a_config() -> None:
+    optimizer = OmegaConf.create({"_target_": "torch.optim.Adam", "lr": 1e-3, "betas": [0.9, 0.99]})
+    module = GenderModule(weights=None, optimizer=optimizer)  # type: ignore[arg-type]
+    assert type(module.hparams["optimizer"]) is dict
+    assert type(module.hparams["optimizer"]["betas"]) is list
+
+
+def test_one_batch_of_one_class_is_no_crash(drawn: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = train(composed(f"data.root={drawn}", "debug=fast_dev_run", "data.batch_size=4"))
+    assert found["val"]["f1_macro"] is None
+    assert "images of one class only" in capsys.readouterr().out

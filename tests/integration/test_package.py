@@ -45,6 +45,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*pip, "wheel", "--no-deps", "-w", built, source], check=True, capture_output=True)
     (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gender_cls").rglob("*.py")}
+    assert modules <= names
+    assert {"gender_cls/evaluation/report.html", "gender_cls/inference/model_card.md"} <= names
     assert {"gender_cls/py.typed", "gender_cls/conf/train.yaml", "gender_cls/conf/model/scheduler/none.yaml"} <= names
     subprocess.run([*pip, "install", "--no-deps", "--target", target, wheel], check=True, capture_output=True)
     return target

@@ -117,7 +117,7 @@ def test_the_usual_choices_are_those_of_conf() -> None:
 @pytest.mark.slow
 def test_a_report_that_was_cut_short_is_written_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     faces = [Face(f"{n}.jpg", int(n >= 20), f"p{n // 2}", "", f"{n}") for n in range(80)]
-    full = report.build(Predictions(faces, torch.full((len(CONDITIONS), 80), 2.2)), "model", "data", None)
+    full = report.build(Predictions(faces, torch.full((len(CONDITIONS), 80), 2.2)), "model", "data; random weights")
     with monkeypatch.context() as patch:
         replace = os.replace
         patch.setattr(os, "replace", lambda one, other: replace(one, other) if "html" in str(one) else 1 / 0)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from gender_cls.data import validation
+from gender_cls.data.datamodule import DemoDataModule
 from gender_cls.data.identities import assign_identities, fold_identities, split_identities
-from gender_cls.data.sources import UNSPLIT, Face, demo, folder, manifest
+from gender_cls.data.sources import UNSPLIT, Face, Splits, folder, manifest
 from gender_cls.data.validation import check
 from gender_cls.errors import UserError
 
@@ -248,15 +249,19 @@ def test_an_image_under_both_labels_is_said(faces: Path) -> None:
     assert "1 images are under both labels" in check(folder(faces), PATTERN).notes[0]
 
 
+def draw_demo(root: Path, seed: int) -> Splits:
+    return DemoDataModule(root, train=(5, 9), val=(2, 3), side=32, draw_seed=seed).list_faces()
+
+
 def test_the_demo_is_seeded_and_kept(tmp_path: Path) -> None:
-    one = demo(tmp_path / "one", (5, 9), (2, 3), side=32, seed=0)
+    one = draw_demo(tmp_path / "one", 0)
     assert {split: len(faces) for split, faces in one.items()} == {"train": 14, "val": 5}
-    other = demo(tmp_path / "other", (5, 9), (2, 3), side=32, seed=0)
+    other = draw_demo(tmp_path / "other", 0)
     fingerprint = check(one, PATTERN).fingerprint
     assert fingerprint == check(other, PATTERN).fingerprint
-    assert fingerprint != check(demo(tmp_path / "seed", (5, 9), (2, 3), side=32, seed=1), PATTERN).fingerprint
+    assert fingerprint != check(draw_demo(tmp_path / "seed", 1), PATTERN).fingerprint
     before = os.stat(one["train"][0].path).st_mtime_ns
-    demo(tmp_path / "one", (5, 9), (2, 3), side=32, seed=0)
+    draw_demo(tmp_path / "one", 0)
     assert os.stat(one["train"][0].path).st_mtime_ns == before
     assert not list(tmp_path.glob("*.part*"))
-    refused("conflict", f"data.root={tmp_path / 'one'}", demo, tmp_path / "one", (5, 9), (2, 3), side=32, seed=1)
+    refused("conflict", f"data.root={tmp_path / 'one'}", draw_demo, tmp_path / "one", 1)
