@@ -1,5 +1,6 @@
 """The command line of training: Hydra composes, `run.train` does the work, and an error is one line."""
 
+import io
 import math
 import os
 import re
@@ -8,6 +9,7 @@ import sys
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,7 +17,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from gender_cls.errors import UserError
-from gender_cls.inference.arguments import run_main
 from gender_cls.training.config import RENAMED, config_dir
 from gender_cls.training.run import Interrupted, shown_path, train
 from gender_cls.training.sweep import ERROR_FILE, train_command
@@ -59,14 +60,13 @@ def main(cfg: DictConfig) -> float | None:
 
 def run() -> None:
     """Run the command line (the console script)."""
-    run_main(start)
-
-
-def start(overrides: list[str]) -> int:
-    """Let Hydra run the job or jobs; returns the exit code."""
-    check_overrides(overrides)
+    for stream in (sys.stdout, sys.stderr):
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")  # names that are not UTF-8 end no run
+    try:
+        check_overrides(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
     main()
-    return 0
 
 
 def check_overrides(overrides: list[str]) -> None:

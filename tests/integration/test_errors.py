@@ -215,7 +215,6 @@ def test_a_checkpoint_of_other_settings(override: str, trained: Path, train: Run
     """Else held-out identities would be trained on, or the order would be another one."""
     failure = fails(train, *TRAINED, f"ckpt_path={trained}/last.ckpt", override)
     key = override.split("=")[0].removesuffix("._target_").removesuffix(".lr")
-    key = "data.views" if key == "data.size" else key
     assert_failure(failure, "resume-mismatch", f"trained with another {key}")
 
 

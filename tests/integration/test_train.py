@@ -413,6 +413,8 @@ def test_every_config_runs(choices: list[str], train: Run, drawn: Path, in_tmp: 
         overrides += ["data.root=drawings", "data.train=[10,20]", "data.val=[4,6]", "data.side=48"]
     if "model/scheduler=one_cycle" in choices:
         overrides.append("model.scheduler.scheduler.pct_start=0.5")  # of six steps
+    if choices[0] in ("debug=fast_dev_run", "debug=limit"):
+        overrides.append("data.batch_size=32")  # images of both classes in the one batch of val
     if "logger=wandb" in choices:
         overrides.append("logger.wandb.offline=true")
     if "hparams_search=optuna" in choices:
