@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> float | None:
     run_dir = Path(job.runtime.output_dir)
     in_sweep = job.mode == RunMode.MULTIRUN
     with open_dict(cfg):
-        cfg.run_dir = str(run_dir)
+        cfg.run_dir = str(run_dir) if in_sweep or cfg.run_dir is None else cfg.run_dir
         cfg.sweep_job = job.job.num if in_sweep else None
     error_file = run_dir / ERROR_FILE
     error_file.unlink(missing_ok=True)  # of an earlier sweep in the same folder

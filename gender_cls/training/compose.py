@@ -92,7 +92,7 @@ def compose_run(cfg: DictConfig) -> Run:
     faces = data.faces  # read before weights are downloaded
     if not cfg.sweep_job:  # a single run, or the first of a sweep
         print(describe_data(faces))
-        if not calibrating and data.balanced_sampler and cfg.model.class_weight:
+        if not calibrating and data.balanced_sampler and cfg.model.class_weight and len(set(data.class_counts)) > 1:
             print(balance_note(*data.class_counts))
         if calibrating and cfg.sweep_job is not None:
             print("the jobs of a sweep keep their uncalibrated heads; the best one is calibrated when it is run again")
@@ -109,7 +109,10 @@ def make_trainer(cfg: DictConfig, brief: bool) -> pl.Trainer:
     callbacks = [each for each in instantiate_all("callbacks", cfg.callbacks) if not isinstance(each, left_out)]
     saving = any(isinstance(callback, Checkpoint) for callback in callbacks)
     loggers = list(instantiate_all("logger", cfg.logger))
-    trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=saving)
+    try:
+        trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=saving)
+    except InstantiationException as error:  # an accelerator that is not there, or an argument that Lightning refuses
+        raise UserError("bad-value", f"trainer: {' '.join(str(error.__cause__ or error).split())}") from error
     if trainer.world_size > 1:
         raise UserError("conflict", "trainer.devices must be 1: the order of draws is that of one device")
     return trainer

@@ -110,7 +110,7 @@ def test_features_of_another_module_are_not_taken(drawn: Path, in_tmp: Path) -> 
     assert not data.features
 
 
-@pytest.mark.parametrize("experiment", ["demo", "robust"])
+@pytest.mark.parametrize("experiment", ["demo", pytest.param("robust", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("overrides", "optimizer", "scheduler"),
     [
@@ -182,7 +182,7 @@ def test_a_plateau_lowers_the_rate_and_the_folds_follow(
     assert rates == sorted(rates, reverse=True)
 
 
-@pytest.mark.parametrize("experiment", ["demo", "robust"])
+@pytest.mark.parametrize("experiment", ["demo", pytest.param("robust", marks=pytest.mark.slow)])
 def test_the_data_module_is_swapped_by_an_override(experiment: str, drawn: Path, in_tmp: Path) -> None:
     rows = [f"{path},{path.parent.name},{path.parent.parent.name}" for path in sorted(drawn.glob("*/*/*.jpg"))]
     Path("faces.csv").write_text("\n".join(["path,label,split", *rows]))
