@@ -23,8 +23,9 @@ from gender_cls.evaluation.calibration import calibration_metrics
 from gender_cls.evaluation.metrics import auroc
 from gender_cls.evaluation.robustness import predict_conditions
 from gender_cls.evaluation.tables import table
+from gender_cls.inference.runtimes import one_torch_thread
 from gender_cls.training import run as training
-from gender_cls.training.crossfit import HeldOut, calibrate, one_thread
+from gender_cls.training.crossfit import HeldOut, calibrate
 from gender_cls.transforms.views import REPORTED, EvaluationViews
 
 COLUMNS = {"ece": "ECE", "ece_debiased": "debiased ECE", "slope": "slope", "intercept": "intercept"}
@@ -38,7 +39,7 @@ def run_logits(cfg: DictConfig) -> tuple[dict[str, tuple[torch.Tensor, np.ndarra
     data, network = run.data, run.module.network
     held_out = HeldOut(data, network, PRIOR)
     training.fit(run)
-    with one_thread(True):
+    with one_torch_thread():
         facts = calibrate(held_out, run.module)
     slope, bias = facts["slope"], facts["bias"]
     images = {face.digest.encode(): face.path for face in held_out.faces}
@@ -47,7 +48,7 @@ def run_logits(cfg: DictConfig) -> tuple[dict[str, tuple[torch.Tensor, np.ndarra
     held_out.store = extractor.compute(views, images, wanted, data.num_workers)
     digests = np.array([face.digest.encode() for face in held_out.faces])
     held_out.places = np.stack([held_out.store.find(digests, condition) for condition in REPORTED.values()])
-    with one_thread(True):
+    with one_torch_thread():
         train = held_out.logits(run.module)  # the heads of the folds again, for all conditions
     found = predict_conditions(network, views.preprocessing, data.faces.splits["val"], extractor, data.num_workers)
     val = found.logits[list(REPORTED.values())]
