@@ -1,6 +1,6 @@
 """Copies conf/ into the wheel; everything else stands in pyproject.toml.
 
-A `package-dir` entry for it would do, too, but makes editable installs import by a hook, which type checkers can't follow.
+A `package-dir` entry would do, too, but makes editable installs import by a hook, which type checkers do not follow.
 """
 
 import shutil
