@@ -101,8 +101,7 @@ class FaceDataModule(pl.LightningDataModule):
         preprocessing = Preprocessing(size, crop, median, interpolation, mean, std)
         self.views = TrainingViews(preprocessing, augment, corruption, view_seed)
         self.augment, self.corruption, self.view_seed = augment, corruption, view_seed
-        self.cached_views, self.feature_options = cached_views, features
-        self.report_exclude = report_exclude
+        self.cached_views, self.feature_options, self.report_exclude = cached_views, features, report_exclude
         self.features: dict[str, FeatureDataset] = {}
         self._extractor: Extractor | None = None
         self._threads = 0  # of torch, before `setup`
@@ -168,11 +167,10 @@ class FaceDataModule(pl.LightningDataModule):
         if not self.caches(network):
             self.features = {}
             return
-        splits = {"fit": ["train", *self.eval_splits], "validate": self.eval_splits}.get(stage, ["val"])
-        missing = [split for split in splits if split not in self.features]
-        if "train" in missing:
+        splits = {"fit": self.eval_splits, "validate": self.eval_splits}.get(stage, ["val"])
+        if stage == "fit" and "train" not in self.features:
             self._cache(["train"], self.cached_views, network)
-        self._cache([split for split in missing if split != "train"], 1, network)
+        self._cache([split for split in splits if split not in self.features], 1, network)
         if stage == "fit":  # a batch of features is too little to share, and threads wait where a core is busy
             self._threads = torch.get_num_threads()
             torch.set_num_threads(1)
