@@ -98,6 +98,7 @@ def fit(run: Run) -> None:
     """Train; a `UserError` says so where what was trained is no longer finite."""
     trainer, ckpt_path = run.trainer, run.cfg.ckpt_path
     if ckpt_path:  # before any feature is computed
+        run.data.trainer = trainer  # whose device decides the precision of features, which settings name
         check_resume(ckpt_path, run.module, run.module.settings(trainer, run.data), run.cfg.trainer.max_epochs)
     trainer.fit(run.module, run.data, ckpt_path=ckpt_path)
     if not all(parameter.isfinite().all() for parameter in run.module.parameters() if parameter.requires_grad):
