@@ -1,7 +1,9 @@
 """The one exception that a user is meant to read, and the checks of values that raise it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 
 
 class UserError(Exception):
@@ -20,6 +22,33 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:  # it crosses processes
         return type(self), (self.code, str(self))
+
+
+def unreadable(source: str, error: OSError) -> UserError:
+    """Return the error for a file that can't be read; `source` is the key=value that names it."""
+    code = "not-found" if isinstance(error, FileNotFoundError) else "unreadable"
+    return UserError(code, f"{source}: {reason(error)}")
+
+
+@contextmanager
+def writing(source: str, way_out: str = "give a file that can be written") -> Iterator[None]:
+    """Turn an OSError into a `UserError` that names `source`, the key=value that says where to write."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError("not-writable", f"{source}: {reason(error)}; {way_out}") from error
+
+
+def reason(error: Exception) -> str:
+    """Return in one line what went wrong."""
+    refused, said = getattr(error, "strerror", None), str(error).splitlines()
+    return str(refused).lower() if refused else said[0] if said else type(error).__name__
+
+
+def check_extra(source: str, extra: str, *packages: str) -> None:
+    """Raise a `UserError` unless the packages of an extra, which `source` needs, are installed."""
+    if not all(map(find_spec, packages)):
+        raise UserError("missing-package", f'{source} needs the extra `{extra}`: pip install -e ".[{extra}]"')
 
 
 def check_integer(key: str, value: object, least: int) -> None:

@@ -1,6 +1,7 @@
 """The base of the LightningDataModules: faces as batches of views or of stored features."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +12,14 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from gender_cls.data.datasets import FaceDataset, FeatureDataset, collate, whole
+from gender_cls.data.datasets import FaceDataset, FeatureDataset, collate
 from gender_cls.data.identities import IDENTITY
 from gender_cls.data.sampler import DrawSampler
 from gender_cls.data.sources import Splits
 from gender_cls.data.validation import FaceSet, check, check_split
 from gender_cls.errors import UserError, check_boolean, check_integer, check_regex
 from gender_cls.features.extractor import Extractor, FeatureOptions
+from gender_cls.inference.runtimes import one_torch_thread
 from gender_cls.labels import CLASSES
 from gender_cls.models.network import GenderNet
 from gender_cls.transforms.preprocessing import Preprocessing
@@ -104,7 +106,7 @@ class FaceDataModule(pl.LightningDataModule):
         self.cached_views, self.feature_options, self.report_exclude = cached_views, features, report_exclude
         self.features: dict[str, FeatureDataset] = {}
         self._extractor: Extractor | None = None
-        self._threads = 0  # of torch, before `setup`
+        self._one_thread = ExitStack()
 
     def list_faces(self) -> Splits:
         """Return the faces by split, or all of them under `UNSPLIT`."""
@@ -172,14 +174,11 @@ class FaceDataModule(pl.LightningDataModule):
             self._cache(["train"], self.cached_views, network)
         self._cache([split for split in splits if split not in self.features], 1, network)
         if stage == "fit":  # a batch of features is too little to share, and threads wait where a core is busy
-            self._threads = torch.get_num_threads()
-            torch.set_num_threads(1)
+            self._one_thread.enter_context(one_torch_thread())
 
     def teardown(self, stage: str) -> None:
         """Give torch its threads back."""
-        if self._threads:
-            torch.set_num_threads(self._threads)
-            self._threads = 0
+        self._one_thread.close()
 
     def on_exception(self, exception: BaseException) -> None:
         """Give torch its threads back."""
@@ -243,7 +242,7 @@ class FaceDataModule(pl.LightningDataModule):
         dataset = dataset if draws is None else Subset(dataset, draws)
         if self.features:
             size = self.batch_size if split == "train" else max(self.batch_size, EVALUATION_BATCH)
-            return DataLoader(dataset, batch_size=size, collate_fn=whole, **options)
+            return DataLoader(dataset, batch_size=size, collate_fn=list, **options)
         options |= {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         options |= {"pin_memory": torch.cuda.is_available(), "collate_fn": collate}
         return DataLoader(dataset, batch_size=self.batch_size, **options)  # Lightning wants it named

@@ -89,8 +89,3 @@ class FeatureDataset(Dataset[Item]):
         stored = torch.from_numpy(indices[places >= 0])
         features = self.store.read(places[places >= 0]) if len(stored) else torch.empty(0, 0)
         return [features, self.labels[stored], stored]
-
-
-def whole(batch: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return what `FeatureDataset` gives: it is a batch already."""
-    return batch

@@ -26,14 +26,9 @@ CANVAS = 256  # side of the drawing in pixels; resizing it to the wanted side sm
 def draw(root: str | os.PathLike[str], counts: dict[str, Sequence[int]], side: int = 128, seed: int = 0) -> None:
     """Draw the demo set to `root/{split}/{female,male}/person<NNN>_<NNNN>.jpg`.
 
-    An identity has one to four images, all in one split. The set appears whole or not at all; one that was drawn with
-    the same arguments is kept, and anything else at `root` is a `UserError`.
-
-    Args:
-        root: Folder to create.
-        counts: Numbers of female and male images of each split.
-        side: Side of the square images, in pixels.
-        seed: Seed of everything random.
+    `counts` has the numbers of female and male images of each split; they are square, of `side` pixels. An identity has
+    one to four images, all in one split. The set appears whole or not at all; one that was drawn with the same
+    arguments is kept, and anything else at `root` is a `UserError`.
     """
     root = Path(root)
     stamp = json.dumps({"counts": {split: list(n) for split, n in counts.items()}, "side": side, "seed": seed})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gender_cls.errors import UserError
+from gender_cls.errors import UserError, unreadable
 from gender_cls.labels import CLASSES
 from gender_cls.transforms.decode import IMAGE_SUFFIXES, list_images
 
@@ -117,7 +117,6 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                 raise UserError("bad-data", message)
             return [(reader.line_num, row) for row in reader]
     except OSError as error:
-        code = "not-found" if isinstance(error, FileNotFoundError) else "unreadable"
-        raise UserError(code, f"data.csv={path}: {(error.strerror or str(error)).lower()}; give a CSV file") from error
+        raise unreadable(f"data.csv={path}", error) from error
     except csv.Error as error:
         raise UserError("unreadable", f"data.csv={path} is not a CSV file ({error})") from error

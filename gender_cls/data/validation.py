@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from gender_cls.data.identities import assign_identities, compile_pattern, split_identities
 from gender_cls.data.sources import UNSPLIT, Splits
-from gender_cls.errors import UserError, check_integer, check_share
+from gender_cls.errors import UserError, check_integer, check_share, reason
 from gender_cls.files import cache_folder
 from gender_cls.labels import CLASSES
 from gender_cls.transforms.decode import ImageError, content_digest, load_rgb
@@ -49,12 +49,7 @@ class FaceSet:
 
 
 def check(
-    splits: Splits,
-    identity: str | None,
-    val_share: float = 0.2,
-    holdout: float = 0.0,
-    split_seed: int = 0,
-    cache: str | os.PathLike[str] | None = None,
+    splits: Splits, identity: str | None, val_share: float = 0.2, holdout: float = 0.0, split_seed: int = 0
 ) -> FaceSet:
     """Read every image once, leave out unreadable ones, assign identities, split them and look for leaks.
 
@@ -66,13 +61,12 @@ def check(
         val_share: Share of the images, split by identity, that becomes val if the faces come unsplit.
         holdout: Share of the training images, split by identity, that becomes dev if there is no dev yet; 0 for none.
         split_seed: Seed of the choice of val and dev.
-        cache: Folder of the cached digests; None for `cache_folder()`.
 
     Raises:
         UserError: If a value is out of range, more than 5 % of a split can't be read, or a class has no image left.
     """
     check_split(identity, val_share, holdout, split_seed)  # an error should not wait until all images are read
-    digests, reasons = _read_all([face.path for faces in splits.values() for face in faces], cache)
+    digests, reasons = _read_all([face.path for faces in splits.values() for face in faces])
     good = {s: [replace(f, digest=digests[f.path]) for f in faces if f.path in digests] for s, faces in splits.items()}
     for split, faces in splits.items():
         bad = [face.path for face in faces if face.path in reasons]
@@ -116,17 +110,17 @@ def _leaks(splits: Splits) -> list[str]:
     return notes
 
 
-def _read_all(paths: Iterable[str], cache: str | os.PathLike[str] | None) -> tuple[dict[str, str], dict[str, str]]:
+def _read_all(paths: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the digest of each image that decodes and the reason for each that does not (never cached)."""
     digests: dict[str, str] = {}
     reasons: dict[str, str] = {}
     unread: dict[str, bytes] = {}
-    memory = _Memory(Path(cache or cache_folder()))
+    memory = _Memory(cache_folder())
     for path in paths:
         try:
             state = os.stat(path)
         except OSError as error:
-            reasons[path] = (error.strerror or str(error)).lower()
+            reasons[path] = reason(error)
             continue
         key = os.fsencode(os.path.abspath(path)) + f"\0{state.st_size}\0{state.st_mtime_ns}".encode()
         if known := memory.get(key):
@@ -137,9 +131,9 @@ def _read_all(paths: Iterable[str], cache: str | os.PathLike[str] | None) -> tup
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and hashing let other threads run
         rest = iter(unread.items())
         while some := dict(islice(rest, 1000)):
-            for path, (digest, reason) in zip(some, pool.map(_read_one, some)):
+            for path, (digest, why) in zip(some, pool.map(_read_one, some)):
                 bar.update()
-                (reasons if reason else digests)[path] = reason or digest
+                (reasons if why else digests)[path] = why or digest
             memory.put([(key, digests[path]) for path, key in some.items() if path in digests])
     return digests, reasons
 
@@ -176,4 +170,4 @@ def _read_one(path: str) -> tuple[str, str]:
     except ImageError as error:
         return "", str(error)
     except OSError as error:
-        return "", (error.strerror or str(error)).lower()
+        return "", reason(error)

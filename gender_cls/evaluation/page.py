@@ -10,14 +10,7 @@ from gender_cls.transforms.views import MID_SEVERITY
 
 
 def render(model: str, about: str, metrics: Mapping[str, Any], images: Sequence[tuple[bytes, str]]) -> str:
-    """Render the whole page from the template report.html.
-
-    Args:
-        model: Path of the model.
-        about: Description of the images and weights.
-        metrics: Metrics of the report, see `Report`.
-        images: PNG files with their captions.
-    """
+    """Render the page of a model from the fields of its `Report` and its plots as PNG, with their captions."""
     from jinja2 import Environment, StrictUndefined  # only a full report needs it
 
     reported = {name: rows[MID_SEVERITY] for name, rows in metrics["corrupted"].items()}

@@ -132,12 +132,9 @@ def image_grid(views: torch.Tensor) -> Image.Image:
 
 
 def _new(width: float, height: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second that most jobs of a sweep don't need
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # half a second that most jobs of a sweep don't need
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # no window is ever opened
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _panels(x_label: str, y_label: str) -> "tuple[Figure, Sequence[Axes]]":

@@ -34,7 +34,7 @@ from PIL import Image
 from gender_cls.data.identities import IDENTITY
 from gender_cls.data.sources import UNSPLIT, folder, manifest
 from gender_cls.data.validation import check
-from gender_cls.errors import UserError, check_regex
+from gender_cls.errors import UserError, check_regex, writing
 from gender_cls.evaluation.page import render
 from gender_cls.evaluation.reliability import measure_calibration
 from gender_cls.evaluation.report_plots import draw_all
@@ -80,13 +80,10 @@ class Report:
             **{f"{name}.png": png for name, (png, _) in zip(self.plots, images)},
         }
         make_folder(folder)
-        try:
+        with writing(str(folder), "give another folder"):
             for name, content in contents.items():
                 with replacing(folder / name) as unfinished:
                     unfinished.write_bytes(content)
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise UserError("not-writable", f"{folder}: {reason}; give another folder") from error
 
 
 def _png(image: Image.Image) -> bytes:
@@ -99,11 +96,8 @@ def make_folder(folder: Path) -> None:
     """Create the folder of a report, or accept that of an earlier one; `UserError` if it holds something else."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / PAGE).exists():
         raise UserError("conflict", f"out={folder} holds something else than a report; give a new folder")
-    try:
+    with writing(f"out={folder}", "give another folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError("not-writable", f"out={folder}: {reason}; give another folder") from error
 
 
 def build(

@@ -3,12 +3,10 @@
 import logging
 import os
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from gender_cls.errors import UserError, check_choice
+from gender_cls.errors import check_choice, check_extra, reason
 from gender_cls.features.store import DIGEST, Store
 from gender_cls.files import cache_folder
 from gender_cls.models.backbones import Backbone, best_precision, openvino_backbone, torch_backbone
@@ -55,9 +53,8 @@ class FeatureOptions:
         check_choice("features.precision", self.precision, ("auto", "bf16", "fp32"))
         check_choice("features.dtype", self.dtype, ("float16", "float32"))
         check_choice("features.engine", self.engine, ("torch", "openvino"))
-        if self.engine == "openvino" and not find_spec("openvino"):
-            way_out = 'needs the extra `fast`: pip install -e ".[fast]"'
-            raise UserError("missing-package", f"features.engine=openvino {way_out}")
+        if self.engine == "openvino":
+            check_extra("features.engine=openvino", "fast", "openvino")
 
 
 class Extractor:
@@ -133,7 +130,6 @@ class Extractor:
         print(f"computing features of {total} {views.facts['of']} views of {len(missing)} images to {store.folder}")
         seconds = 0.1 if sys.stderr.isatty() else 30  # an occasional line in a log
         with tqdm(total=total, desc="features", unit="view", mininterval=seconds, delay=seconds, leave=False) as bar:
-            done, started = 0, time.monotonic()
             for shard in plan:
                 read: list[bytes] = []
                 parts = []
@@ -143,8 +139,6 @@ class Extractor:
                         features = _in_batches(backbone, output, GPU_BATCH) if backbone else output
                         parts.append(features.reshape(len(some), len(columns), -1))
                         read += some
-                    done += len(digests)
-                    bar.set_postfix_str(f"{done / (time.monotonic() - started):.1f} images/s", refresh=False)
                     bar.update(len(columns) * len(digests))
                 if read:
                     store.write(np.array(read, dtype=DIGEST), columns, torch.cat(parts).to(self.dtype))
@@ -183,7 +177,7 @@ def _load(path: str, digest: str) -> Image.Image:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise ImageError((error.strerror or str(error)).lower()) from error
+        raise ImageError(reason(error)) from error
     if content_digest(content) != digest:
         raise ImageError("changed since it was checked")
     return load_rgb(path, content)

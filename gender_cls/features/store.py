@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from gender_cls.errors import UserError
+from gender_cls.errors import UserError, reason
 from gender_cls.files import cache_folder, replacing, write_text
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Store:
             return read_shard(path)
         except (OSError, RuntimeError) as error:  # no right to read it or no memory to map it: it stays
             command = shlex.join(["python", "-m", "gender_cls.features.store", "--dir", str(self.folder.parent)])
-            what = f"{path} can't be read ({_reason(error)}); `{command} --clear {self.folder.name}` deletes it"
+            what = f"{path} can't be read ({reason(error)}); `{command} --clear {self.folder.name}` deletes it"
             raise UserError("unreadable", f"features.dir: {what}") from error
 
     def find(self, digests: np.ndarray, column: int) -> np.ndarray:
@@ -144,12 +144,8 @@ class Store:
         try:
             yield
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-            what = f"{self.folder} can't be written ({_reason(error)}); give another folder"
+            what = f"{self.folder} can't be written ({reason(error)}); give another folder"
             raise UserError("not-writable", f"features.dir: {what}") from error
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
 
 
 def read_shard(path: Path) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from gender_cls.errors import UserError
+from gender_cls.errors import UserError, writing
 from gender_cls.files import replacing
 from gender_cls.inference.arguments import command, parse_arguments, printable, run_main
 from gender_cls.inference.inputs import expand
@@ -170,11 +170,8 @@ def _draw_montage(file: Path, predictor: Predictor, paths: Sequence[str], min_co
             continue  # its error has been reported
         image.thumbnail((TILE, TILE))  # sixty photos of full size may take all memory
         tiles.append((image, f"{printable(Path(prediction.path).name)}\n{_line(prediction, min_confidence)}"))
-    try:
-        with replacing(file) as unfinished:
-            contact_sheet(tiles).save(unfinished)
-    except OSError as error:
-        raise UserError("not-writable", f"montage={file}: {(error.strerror or str(error)).lower()}") from error
+    with writing(f"montage={file}"), replacing(file) as unfinished:
+        contact_sheet(tiles).save(unfinished)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gender_cls.errors import UserError
+from gender_cls.errors import UserError, check_extra, writing
 from gender_cls.files import replacing, write_text
 from gender_cls.inference.arguments import command, parse_arguments, printable, run_main
 from gender_cls.inference.model_card import model_card
@@ -89,8 +88,7 @@ class _OnnxModule(nn.Module):
 
 def to_onnx(predictor: Predictor, path: Path) -> None:
     """Write an ONNX file whose predictions in ONNX Runtime are those of torch, or raise a `UserError`."""
-    if not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
-        raise UserError("missing-package", f'to={path} needs the extra `onnx`: pip install -e ".[onnx]"')
+    check_extra(f"to={path}", "onnx", "onnx", "onnxscript", "onnxruntime")
     size = predictor.preprocessing.size
     program = torch.onnx.export(
         _OnnxModule(predictor).eval(),
@@ -124,8 +122,7 @@ def _compare(predictor: Predictor, session: Any, path: Path) -> None:
 
 def to_safetensors(predictor: Predictor, path: Path) -> None:
     """Write the state dict and the facts as safetensors."""
-    if not find_spec("safetensors"):
-        raise UserError("missing-package", f'to={path} needs the extra `formats`: pip install -e ".[formats]"')
+    check_extra(f"to={path}", "formats", "safetensors")
     from safetensors.torch import save
 
     with replacing(path) as unfinished:
@@ -146,11 +143,8 @@ def main(arguments: list[str]) -> int:
     if predictor.assumed_preprocessing:
         raise UserError("bad-model", f"model={model} has no JSON with its preprocessing; put it beside the model")
     print(f"model: {printable(model)}{predictor.note}")
-    try:
+    with writing(f"to={path}"):
         (to_onnx if path.suffix == ".onnx" else to_safetensors)(predictor, path)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError("not-writable", f"to={path}: {reason}; give a file that can be written") from error
     print(f"{command('predict')} model={path} img=photo.jpg")
     return 0
 

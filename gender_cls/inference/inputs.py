@@ -7,7 +7,7 @@ import sys
 from io import StringIO
 from pathlib import Path
 
-from gender_cls.errors import UserError
+from gender_cls.errors import UserError, unreadable
 from gender_cls.transforms.decode import list_images
 
 
@@ -30,8 +30,7 @@ def expand(given: str) -> list[str]:
         try:
             return _parse_list(file.read_bytes(), os.path.dirname(file), f"img={given}")
         except OSError as error:
-            code = "not-found" if isinstance(error, FileNotFoundError) else "unreadable"
-            raise UserError(code, f"img={given}: {(error.strerror or str(error)).lower()}") from error
+            raise unreadable(f"img={given}", error) from error
     if os.path.isdir(given):
         if paths := list_images(given):
             return paths

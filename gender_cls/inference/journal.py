@@ -7,14 +7,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import IO
 
 from filelock import FileLock, Timeout
 
-from gender_cls.errors import UserError
+from gender_cls.errors import UserError, check_extra, reason
 
 COLUMNS = ("path", "label", "confidence", "p_male", "error")
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -29,8 +28,8 @@ def check_table(out: Path) -> None:
         raise UserError("not-writable", f"out={out}: is a directory; give a file that can be written")
     if out.suffix not in TABLE_SUFFIXES:
         raise UserError("bad-value", f"out={out}: give a name that ends in {' or '.join(TABLE_SUFFIXES)}")
-    if out.suffix == ".parquet" and not find_spec("pyarrow"):
-        raise UserError("missing-package", f'out={out} needs the extra `formats`: pip install -e ".[formats]"')
+    if out.suffix == ".parquet":
+        check_extra(f"out={out}", "formats", "pyarrow")
 
 
 class Journal:
@@ -120,9 +119,8 @@ class Journal:
         try:
             yield
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
             kept = f"; {len(self)} rows are kept, and the same command continues from there" if len(self) else ""
-            message = f"out={self.out}: {reason}; give a file that can be written{kept}"
+            message = f"out={self.out}: {reason(error)}; give a file that can be written{kept}"
             raise UserError("not-writable", message) from error
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gender_cls.errors import UserError
+from gender_cls.errors import UserError, check_extra
 from gender_cls.transforms.preprocessing import Preprocessing
 
 Run = Callable[[np.ndarray], np.ndarray]  # pixels, uint8 (N, 3, size, size), to logits, float32 (N)
@@ -85,8 +85,7 @@ class OnnxRuntime:
     """A file made by `python -m gender_cls.inference.export`, run by ONNX Runtime."""
 
     def __init__(self, model: str | os.PathLike[str], source: str) -> None:
-        if not find_spec("onnxruntime"):
-            raise UserError("missing-package", f'{source} needs the extra `onnx`: pip install -e ".[onnx]"')
+        check_extra(source, "onnx", "onnxruntime")
         self.model, self.threads = os.fspath(model), cores()
         try:
             self.session = self._session(self.threads)

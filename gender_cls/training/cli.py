@@ -1,22 +1,20 @@
 """The command line of training: Hydra composes, `run.train` does the work, and an error is one line."""
 
-import io
 import math
 import os
 import re
 import shlex
 import sys
 import traceback
-from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from gender_cls.errors import UserError
+from gender_cls.errors import UserError, check_extra
+from gender_cls.inference.arguments import run_main
 from gender_cls.training.config import RENAMED, config_dir
 from gender_cls.training.run import Interrupted, shown_path, train
 from gender_cls.training.sweep import ERROR_FILE, train_command
@@ -60,18 +58,18 @@ def main(cfg: DictConfig) -> float | None:
 
 def run() -> None:
     """Run the command line (the console script)."""
-    for stream in (sys.stdout, sys.stderr):
-        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")  # names that are not UTF-8 end no run
-    try:
-        check_overrides(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_main(start)
+
+
+def start(overrides: list[str]) -> int:
+    """Check overrides and let Hydra run the jobs."""
+    check_overrides(overrides)
     main()
+    return 0
 
 
 def check_overrides(overrides: list[str]) -> None:
     """Raise a `UserError` for options of earlier versions and a missing sweeper, before Hydra does in its own words."""
-    sweeper = find_spec("hydra_plugins") and find_spec("hydra_plugins.hydra_optuna_sweeper")
     for override in overrides:
         plain = override.lstrip("+~")
         key, _, values = plain.partition("=")
@@ -82,8 +80,8 @@ def check_overrides(overrides: list[str]) -> None:
             raise UserError("renamed", f"{override}: choose by model/scheduler=cosine, plateau, one_cycle or none")
         if plain == "model=efficientnet_lite0" and "experiment=robust" in overrides:
             raise UserError("renamed", f"experiment=robust {plain} has become experiment=robust_efficientnet_lite0")
-        if plain == "hparams_search=optuna" and not sweeper:
-            raise UserError("missing-package", f'{override} needs the extra `optuna`: pip install -e ".[optuna]"')
+        if plain == "hparams_search=optuna":
+            check_extra(override, "optuna", "hydra_plugins", "hydra_plugins.hydra_optuna_sweeper")
 
 
 def say_how_to_resume(stop: Interrupted, overrides: list[str]) -> None:

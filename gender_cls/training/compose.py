@@ -22,12 +22,7 @@ from gender_cls.training.callbacks import ImageLogger
 from gender_cls.training.module import GenderModule
 
 # arguments of the trainer that the heads of calibration folds do not follow, with their usual values
-UNSUPPORTED = {
-    "accumulate_grad_batches": 1,
-    "gradient_clip_val": None,
-    "limit_train_batches": 1.0,
-    "overfit_batches": 0,
-}
+REFUSED = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "limit_train_batches": 1.0, "overfit_batches": 0}
 QUIET = (
     ".*does not have many workers",  # more only helps where there are more cores
     ".*exists and is not empty",  # Hydra has just made the run folder
@@ -83,7 +78,7 @@ def compose_run(cfg: DictConfig) -> Run:
     """Instantiate data module, module and trainer, print what data there are, and check rules that span them."""
     calibrating = cfg.calibration.prior is not None
     cached = cfg.cached_views and cfg.model.trainable == "head"
-    keys = [f"trainer.{key}" for key, usual in UNSUPPORTED.items() if cfg.trainer.get(key, usual) != usual]
+    keys = [f"trainer.{key}" for key, usual in REFUSED.items() if cfg.trainer.get(key, usual) != usual]
     for key in keys + ["callbacks.average"] * ("average" in cfg.callbacks):
         if calibrating and cached:
             way_out = "give calibration=none, or cached_views=0"

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from gender_cls.data.base import FaceDataModule
-from gender_cls.data.datasets import whole
 from gender_cls.data.identities import fold_identities, sample_identities
 from gender_cls.data.sampler import DrawSampler
 from gender_cls.data.sources import Face
@@ -64,13 +64,11 @@ class HeldOut:
         """Compute the features of their views, clean and corrupted, once what makes the features is trained."""
         data, faces = self.data, self.faces
         images = {face.digest.encode(): face.path for face in faces}
-        corrupted = {digest: _condition(digest.decode()) for digest in images}
-        wanted = {digest: (CLEAN, condition) for digest, condition in corrupted.items()}
-        self.store = data.extractor(self.network).compute(
-            EvaluationViews(data.views.preprocessing), images, wanted, data.num_workers
-        )
         digests = np.array([face.digest.encode() for face in faces])
-        conditions = np.array([corrupted[digest] for digest in digests.tolist()])
+        conditions = np.array([_condition(face.digest) for face in faces])
+        wanted = {digest: (CLEAN, condition) for digest, condition in zip(digests.tolist(), conditions.tolist())}
+        views = EvaluationViews(data.views.preprocessing)
+        self.store = data.extractor(self.network).compute(views, images, wanted, data.num_workers)
         places = np.stack([self.store.find(digests, CLEAN), np.full(len(faces), -1)])
         for condition in set(conditions.tolist()):
             places[1, conditions == condition] = self.store.find(digests[conditions == condition], condition)
@@ -132,7 +130,7 @@ class _Fold(pl.LightningModule):
 def train_head(head: nn.Linear, data: FaceDataModule, sampler: DrawSampler, module: GenderModule, bar: Any) -> None:
     """Train a head on stored features for as many steps as that of the module, and in the same way."""
     steps = sum(steps for steps, _ in module.steps)
-    loader = DataLoader(data.features["train"], batch_size=data.batch_size, sampler=sampler, collate_fn=whole)
+    loader = DataLoader(data.features["train"], batch_size=data.batch_size, sampler=sampler, collate_fn=list)
     trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=steps, max_epochs=max(1, steps), barebones=True)
     trainer.fit(_Fold(head, module, bar), loader)
 
@@ -158,19 +156,13 @@ def calibrate(held_out: HeldOut, module: GenderModule) -> dict[str, Any]:
     slope, bias = calibration.fit(logits, held_out.labels)
     bias += calibration.log_odds(share)
     calibration.fold(module.network.head, slope, bias)
-    facts: dict[str, Any] = {
-        "prior": share,
-        "slope": slope,
-        "bias": bias,
-        "blind": calibration.is_blind({"slope": slope}),
-    }
-    facts |= {"split": held_out.split, "images": len(held_out.faces)}
-    facts |= {"identities": len({face.identity for face in held_out.faces})}
+    blind = calibration.is_blind({"slope": slope})
+    facts: dict[str, Any] = {"prior": share, "slope": slope, "bias": bias, "blind": blind, "split": held_out.split}
+    facts |= {"images": len(held_out.faces), "identities": len({face.identity for face in held_out.faces})}
     for name, row in zip(("clean", "corrupted"), logits):
         kinds = {"uncalibrated": row + calibration.log_odds(share), "calibrated": slope * row + bias}
-        facts[name] = {
-            kind: calibration.calibration_metrics(values, held_out.labels, share) for kind, values in kinds.items()
-        }
+        metrics = partial(calibration.calibration_metrics, labels=held_out.labels, prior=share)
+        facts[name] = {kind: metrics(values) for kind, values in kinds.items()}
     return facts
 
 

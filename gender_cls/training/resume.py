@@ -20,9 +20,8 @@ def check_resume(ckpt_path: str, module: Any, settings: Mapping[str, Any], max_e
     check_settings(checkpoint, settings, source)
     done = checkpoint["epoch"] + 1
     if max_epochs < done:  # as many is right: what comes after the last epoch may be missing
-        raise UserError(
-            "resume-mismatch", f"{source} has {done} epochs already; give trainer.max_epochs={done} or more"
-        )
+        way_out = f"give trainer.max_epochs={done} or more"
+        raise UserError("resume-mismatch", f"{source} has {done} epochs already; {way_out}")
 
 
 def check_settings(checkpoint: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> None:
@@ -42,9 +41,8 @@ def check_shapes(checkpoint: Mapping[str, Any], module: Any, source: str) -> Non
     )
     if wanted != found:
         what = f"{_brief(found)}, not {_brief(wanted)}: another architecture"
-        raise UserError(
-            "wrong-network", f"{source} holds {what}; give a last.ckpt of the same backbone and model.trainable"
-        )
+        way_out = "give a last.ckpt of the same backbone and model.trainable"
+        raise UserError("wrong-network", f"{source} holds {what}; {way_out}")
 
 
 def check_backbone(checkpoint: Mapping[str, Any], module: Any, source: str) -> None:

@@ -134,13 +134,11 @@ def save(run: Run, about: dict[str, Any]) -> None:
 def write_report(run: Run, calibrated: dict[str, Any] | None) -> report.Report:
     """Write the report on val, clean and corrupted, and return it."""
     data, network = run.data, run.module.network
-    predictions = predict_conditions(
-        network, data.views.preprocessing, data.faces.splits["val"], data.extractor(network), data.num_workers
-    )
+    preprocessing, val = data.views.preprocessing, data.faces.splits["val"]
+    predictions = predict_conditions(network, preprocessing, val, data.extractor(network), data.num_workers)
     source = report.describe_source(data.source, run.module.hparams["weights"])
-    full = report.build(
-        predictions, shown_path(Path(run.cfg.run_dir, MODEL_NAME)), source, data.report_exclude, calibrated
-    )
+    model = shown_path(Path(run.cfg.run_dir, MODEL_NAME))
+    full = report.build(predictions, model, source, data.report_exclude, calibrated)
     folder = Path(run.cfg.run_dir, "report")
     full.save(folder)
     print(f"\n{tables.corruption_report(full.metrics)}\n{shown_path(folder / report.PAGE)}")

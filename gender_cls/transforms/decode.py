@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from gender_cls.errors import reason
+
 HEIC_SUFFIXES = (".heic", ".heif")
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", *HEIC_SUFFIXES
@@ -79,11 +81,9 @@ def load_rgb(path: str | os.PathLike[str], content: bytes | None = None) -> Imag
     except MemoryError:
         raise ImageError("too large for this machine's memory") from None
     except Exception as error:  # Pillow's plugins raise nearly everything on damaged files
-        if isinstance(error, OSError) and error.strerror:
-            raise ImageError(error.strerror.lower()) from error
         if isinstance(error, UnidentifiedImageError):
             raise ImageError("not an image (no format that Pillow knows)") from error
-        raise ImageError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        raise ImageError(reason(error)) from error
 
 
 def _decoded(image: Image.Image) -> Image.Image:
@@ -115,6 +115,6 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     unread: list[OSError] = []
     for parent, children, names in os.walk(folder, onerror=unread.append):
         children[:] = sorted(name for name in children if not name.startswith("."))
-        images = sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
-        found += [os.path.join(parent, name) for name in images]
+        shown = sorted(name for name in names if not name.startswith("."))
+        found += [os.path.join(parent, name) for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
     return found + [error.filename for error in unread]

@@ -64,12 +64,6 @@ class Preprocessing:
         resized = image.resize((self.size, self.size), Image.Resampling[self.interpolation.upper()])
         return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
-    def resize(self, image: Image.Image) -> "torch.Tensor":
-        """Return `pixels` as a tensor."""
-        import torch
-
-        return torch.from_numpy(self.pixels(image))
-
     def normalize(self, views: "torch.Tensor") -> "torch.Tensor":
         """Return uint8 views (..., 3, size, size) as the network takes them, float32."""
         scaled = views.float().mul_(1 / 255)

@@ -55,7 +55,8 @@ class EvaluationViews:
 
     def __call__(self, image: Image.Image, digest: str, numbers: Sequence[int]) -> torch.Tensor:
         """See `Views`."""
-        return torch.stack([self.preprocessing.resize(corrupted(image, digest, number)) for number in numbers])
+        pixels = [self.preprocessing.pixels(corrupted(image, digest, number)) for number in numbers]
+        return torch.from_numpy(np.stack(pixels))
 
 
 def corrupted(image: Image.Image, digest: str, number: int) -> Image.Image:
@@ -170,15 +171,15 @@ class TrainingViews:
 
     def __call__(self, image: Image.Image, digest: str, numbers: Sequence[int]) -> torch.Tensor:
         """See `Views`; the views that are not corrupted share one resize."""
-        plain = self.preprocessing.resize(image)
+        plain = self.preprocessing.pixels(image)
         return torch.stack([self._view(image, plain, digest, draw) for draw in numbers])
 
-    def _view(self, image: Image.Image, plain: torch.Tensor, digest: str, draw: int) -> torch.Tensor:
+    def _view(self, image: Image.Image, plain: np.ndarray, digest: str, draw: int) -> torch.Tensor:
         generator = np.random.default_rng(derive_seed("degrade", self.seed, digest, draw))
         steps = self.corruption.draw(generator)
-        resized = self.preprocessing.resize(corrupt(image, generator, *steps)) if steps else plain
+        resized = self.preprocessing.pixels(corrupt(image, generator, *steps)) if steps else plain
         with torch.random.fork_rng(devices=[]):  # the caller's random state is left as it was
             torch.default_generator.manual_seed(derive_seed("view", self.seed, digest, draw))  # leaves the GPU alone
-            view = self.augment(resized)
+            view = self.augment(torch.from_numpy(resized))
             # one channel at a time: oneDNN takes four times as long for the three at once
             return view if self.blur is None or steps else self.blur(view[:, None])[:, 0]

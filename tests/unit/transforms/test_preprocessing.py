@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageFilter
 
 from gender_cls.errors import UserError
@@ -24,18 +23,18 @@ def test_the_median_is_that_of_the_nine(shape: tuple[int, int]) -> None:
 def test_a_crop_keeps_the_center_and_nothing_else() -> None:
     image = np.zeros((100, 80, 3), np.uint8)
     image[10:90, 8:72] = 255
-    assert (Preprocessing(size=32, crop=0.8).resize(Image.fromarray(image)) == 255).all()
-    assert not (Preprocessing(size=32, crop=0.9).resize(Image.fromarray(image)) == 255).all()
-    assert Preprocessing(size=32, crop=0.1).resize(Image.new("RGB", (1, 3000))).shape == (3, 32, 32)
+    assert (Preprocessing(size=32, crop=0.8).pixels(Image.fromarray(image)) == 255).all()
+    assert not (Preprocessing(size=32, crop=0.9).pixels(Image.fromarray(image)) == 255).all()
+    assert Preprocessing(size=32, crop=0.1).pixels(Image.new("RGB", (1, 3000))).shape == (3, 32, 32)
 
 
 def test_the_median_removes_grains_also_from_large_images() -> None:
     face = Image.new("RGB", (4 * MEDIAN_SIDE, 4 * MEDIAN_SIDE), "grey")
     grains = np.asarray(face.resize((200, 200))).copy()
     grains[::4, ::5] = 255
-    clean = Preprocessing(median=True).resize(face)
-    assert torch.equal(Preprocessing(median=True).resize(Image.fromarray(grains)), clean)
-    assert not torch.equal(Preprocessing().resize(Image.fromarray(grains)), clean)
+    clean = Preprocessing(median=True).pixels(face)
+    assert np.array_equal(Preprocessing(median=True).pixels(Image.fromarray(grains)), clean)
+    assert not np.array_equal(Preprocessing().pixels(Image.fromarray(grains)), clean)
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_evaluation_views_are_corrupted_before_the_crop_always_alike(face: Image
     number = CONDITIONS.index(("noisy", 3))
     one, other = (views(image, "digest", [number])[0] for views in (whole, cropped))
     middle = Image.fromarray(one[:, 56:168, 56:168].permute(1, 2, 0).numpy())  # 224 is not resized
-    assert torch.equal(other, Preprocessing().resize(middle))
+    assert torch.equal(other, torch.from_numpy(Preprocessing().pixels(middle)))
     assert not torch.equal(one, whole(image, "another", [number])[0])
 
 
