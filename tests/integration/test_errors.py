@@ -111,7 +111,7 @@ def test_weights_that_can_not_be_downloaded(train: Run, fails: Fails, monkeypatc
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setattr(torch.hub, "urlopen", lambda *_, **__: connect(address))
         failure = fails(train, "model.weights=IMAGENET1K_V1")
-    ways_out = ("model.weights=/path/to/", "hub/checkpoints", "experiment=demo")
+    ways_out = ("model.weights=FILE", "hub/checkpoints", "experiment=demo")
     assert_failure(failure, "download-failed", "model.weights=IMAGENET1K_V1", "timed out", *ways_out)
 
 
@@ -268,7 +268,7 @@ def test_bad_values(train: Run, fails: Fails, monkeypatch: pytest.MonkeyPatch) -
     Path("file").write_text("")
     assert_failure(fails(train, "features.dir=file"), "not-writable", "features.dir: ")
     with monkeypatch.context() as patch:
-        patch.setattr("gender_cls.features.extractor.find_spec", lambda _: None)
+        patch.setattr("gender_cls.errors.find_spec", lambda _: None)
         failure = fails(train, "features.engine=openvino")
         assert_failure(failure, "missing-package", "features.engine=openvino", 'pip install -e ".[fast]"')
     says = "model.optimizer.lr=-1: give a learning rate above 0"

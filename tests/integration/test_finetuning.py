@@ -115,7 +115,7 @@ def test_smoothed_labels() -> None:
 
 
 def test_without_the_extra(train: Run, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gender_cls.models.zoo.find_spec", lambda name: None)
+    monkeypatch.setattr("gender_cls.errors.find_spec", lambda name: None)
     failure = fails(train, "model=efficientnet_lite0")
     assert failure.code == "missing-package"
     assert "model.weights=" in failure.line or "model.backbone=efficientnet_lite0" in failure.line

@@ -183,26 +183,32 @@ def test_digests_are_cached(faces: Path, tmp_path: Path, monkeypatch: pytest.Mon
     read = []
     original = validation._read_one
     monkeypatch.setattr(validation, "_read_one", lambda path: read.append(path) or original(path))
-    one = check(folder(faces), PATTERN, cache=tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    one = check(folder(faces), PATTERN)
     assert len(read) == 76
-    assert check(folder(faces), PATTERN, cache=tmp_path / "cache") == one
+    assert check(folder(faces), PATTERN) == one
     assert len(read) == 76
     changed = min((faces / "train" / "male").iterdir())
     changed.write_bytes(max((faces / "val" / "male").iterdir()).read_bytes())
-    assert check(folder(faces), PATTERN, cache=tmp_path / "cache").fingerprint != one.fingerprint
+    assert check(folder(faces), PATTERN).fingerprint != one.fingerprint
     assert read[76:] == [str(changed)]
 
 
-def test_a_cache_that_can_not_be_written_costs_only_the_memory(faces: Path, tmp_path: Path) -> None:
+def test_a_cache_that_can_not_be_written_costs_only_the_memory(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "pictures.sqlite").write_text("no database at all, but long enough to be looked at")
-    check(folder(faces), PATTERN, cache=tmp_path / "late")
-    with open(tmp_path / "late" / "pictures.sqlite", "r+b") as file:
+    broken = tmp_path / "broken" / "gender_cls"
+    broken.mkdir(parents=True)
+    (broken / "pictures.sqlite").write_text("no database at all, but long enough to be looked at")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "late"))
+    check(folder(faces), PATTERN)
+    with open(tmp_path / "late" / "gender_cls" / "pictures.sqlite", "r+b") as file:
         file.seek(4096)
         file.write(b"x" * 4096)  # damaged behind its header
     for name in ("file", "broken", "late"):
-        assert len(check(folder(faces), PATTERN, cache=tmp_path / name).splits["train"]) == 48
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        assert len(check(folder(faces), PATTERN).splits["train"]) == 48
 
 
 def test_a_class_of_which_nothing_can_be_read(faces: Path) -> None:

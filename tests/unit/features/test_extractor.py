@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_bf16_is_close_to_fp32(drawn: Path, make: Make) -> None:
     assert torch.nn.functional.cosine_similarity(one, other).min() > 0.999
 
 
-@pytest.mark.skipif(not extractor.find_spec("openvino"), reason="the extra `fast` is not installed")
+@pytest.mark.skipif(not find_spec("openvino"), reason="the extra `fast` is not installed")
 def test_openvino_gives_the_same_features(drawn: Path, make: Make) -> None:
     images = wanted(drawn)
     how, other = make(), make(engine="openvino")
@@ -137,7 +138,7 @@ def test_openvino_gives_the_same_features(drawn: Path, make: Make) -> None:
     ],
 )  # fmt: skip
 def test_an_impossible_option_is_refused(key: str, value: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extractor, "find_spec", lambda name: None)
+    monkeypatch.setattr("gender_cls.errors.find_spec", lambda name: None)
     with pytest.raises(UserError, match=f"features.{key}={value}") as failure:
         FeatureOptions(**{key: value})
     assert failure.value.code == code

@@ -131,11 +131,11 @@ def test_a_full_disk_is_one_line_and_leaves_no_shard(make: Make, monkeypatch: py
 
 def test_a_shard_without_the_right_to_read_it_is_one_line(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
+        raise PermissionError(13, "permission denied")
 
     store = make()
     write(store, (0,))
     monkeypatch.setattr(torch, "load", denied)
-    with pytest.raises(UserError, match=rf"features\.dir: .*Permission denied.*--clear {store.folder.name}") as failure:
+    with pytest.raises(UserError, match=rf"features\.dir: .*permission denied.*--clear {store.folder.name}") as failure:
         make()
     assert failure.value.code == "unreadable"

@@ -19,7 +19,7 @@ def test_a_row_is_safe_in_a_spreadsheet() -> None:
 )
 def test_tables_that_can_not_be_written(name: str, code: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("folder").mkdir()
-    monkeypatch.setattr(journal, "find_spec", lambda _: None)
+    monkeypatch.setattr("gender_cls.errors.find_spec", lambda _: None)
     with pytest.raises(UserError) as failure:
         journal.check_table(Path(name))
     assert failure.value.code == code

@@ -35,7 +35,7 @@ def failed(url: str, checkpoints: Path) -> str:
     assert socket.getdefaulttimeout() == before
     assert not list(checkpoints.iterdir())
     message = str(failure.value)
-    for way_out in ("model.weights=/path/to/", str(checkpoints), "model=efficientnet_lite0", "experiment=demo"):
+    for way_out in ("model.weights=FILE", str(checkpoints), "model=efficientnet_lite0", "experiment=demo"):
         assert way_out in message
     assert "\n" not in message
     return message

@@ -51,7 +51,7 @@ def test_what_weights_were_made_for() -> None:
 
 @pytest.mark.parametrize("start", ["build", "inputs", "read"])
 def test_without_the_extra(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "find_spec", lambda name: None)
+    monkeypatch.setattr("gender_cls.errors.find_spec", lambda name: None)
     backbone = find_backbone("efficientnet_lite0")
     with pytest.raises(UserError, match="pip install") as failure:
         getattr(backbone, start)(*(["PACKAGE"] if start != "build" else []))
