@@ -41,9 +41,7 @@ def main(cfg: DictConfig) -> float | None:
         sys.exit("stopped")
     except Exception as error:
         mendable = error if isinstance(error, UserError) else None
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" and not in_sweep:
-            raise
-        if mendable is None:  # a bug: it is shown whole, and a sweep goes on
+        if mendable is None or os.environ.get("HYDRA_FULL_ERROR") == "1":  # a bug is shown whole; a sweep goes on
             traceback.print_exc()
         if not in_sweep:
             raise SystemExit(1 if mendable is None else f"error: {mendable}") from mendable
