@@ -20,11 +20,18 @@ def main(arguments: list[str]) -> int:
     print("Commands, each with --help:")
     print("\n".join(f"  {command:<40}{what}" for command, what in COMMANDS.items()))
     print(f"\nVersions:\n  {'python':<34}{platform.python_version()}, {platform.platform()}")
-    needed = [need for need in requires("gender-cls") or [] if 'extra == "dev"' not in need]
-    for name in ["gender-cls", *(re.split(r"[^\w-]", need)[0] for need in needed)]:
+    for name in _packages():
         print(f"  {name:<34}{_version(name)}")
     print("\nDevices:\n" + "\n".join(f"  {device}" for device in _devices()))
     return 0
+
+
+def _packages() -> list[str]:
+    try:
+        needed = [need for need in requires("gender-cls") or [] if 'extra == "dev"' not in need]
+    except PackageNotFoundError:  # a clone that is not installed
+        needed = ["torch", "torchvision", "pytorch-lightning"]
+    return ["gender-cls", *(re.split(r"[^\w-]", need)[0] for need in needed)]
 
 
 def _version(name: str) -> str:

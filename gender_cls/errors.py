@@ -24,10 +24,10 @@ class UserError(Exception):
         return type(self), (self.code, str(self))
 
 
-def unreadable(source: str, error: OSError) -> UserError:
+def unreadable(source: str, error: OSError, way_out: str = "") -> UserError:
     """Return the error for a file that can't be read; `source` is the key=value that names it."""
     code = "not-found" if isinstance(error, FileNotFoundError) else "unreadable"
-    return UserError(code, f"{source}: {reason(error)}")
+    return UserError(code, f"{source}: {reason(error)}{way_out}")
 
 
 @contextmanager

@@ -117,6 +117,6 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                 raise UserError("bad-data", message)
             return [(reader.line_num, row) for row in reader]
     except OSError as error:
-        raise unreadable(f"data.csv={path}", error) from error
+        raise unreadable(f"data.csv={path}", error, "; give a CSV file") from error
     except csv.Error as error:
         raise UserError("unreadable", f"data.csv={path} is not a CSV file ({error})") from error

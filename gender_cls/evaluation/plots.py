@@ -43,7 +43,7 @@ def plot_confusion(sets: Mapping[str, Mapping[str, Any]]) -> "Figure":
 
 def plot_severity(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     """Plot macro-F1 with its interval and the F1 of each class by severity, from 0, for each corruption."""
-    figure, axes = _panels("severity (0: clean)", "F1")
+    figure, axes = _panels(len(sets), "severity (0: clean)", "F1")
     for ax, (name, points) in zip(axes, sets.items()):
         severity = range(len(points))
         low, high = np.array([point["f1_macro_ci95"] for point in points]).T
@@ -79,7 +79,7 @@ def plot_precision_recall(sets: Mapping[str, torch.Tensor], labels: torch.Tensor
 
 def plot_scores(sets: Mapping[str, torch.Tensor], labels: torch.Tensor) -> "Figure":
     """Plot the histogram of the probabilities of male for each label, in each set."""
-    figure, axes = _panels("p(male); above 0.5 the prediction is male", "% of the images of the label")
+    figure, axes = _panels(len(sets), "p(male); above 0.5 the prediction is male", "% of the images of the label")
     for ax, (name, probabilities) in zip(axes, sets.items()):
         for label, class_name in enumerate(CLASSES):
             values = probabilities[labels == label].numpy()
@@ -93,7 +93,7 @@ def plot_scores(sets: Mapping[str, torch.Tensor], labels: torch.Tensor) -> "Figu
 
 def plot_reliability(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     """Plot the share of male images against p(male) in the bins of each set, also before calibration."""
-    figure, axes = _panels("mean p(male) of the bin", "share of male images")
+    figure, axes = _panels(len(sets), "mean p(male) of the bin", "share of male images")
     for ax, (name, bins) in zip(axes, sets.items()):
         ax.plot((0, 1), (0, 1), ":", color="grey")
         calibrated = "uncalibrated" in bins[0]
@@ -137,11 +137,12 @@ def _new(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _panels(x_label: str, y_label: str) -> "tuple[Figure, Sequence[Axes]]":
-    figure = _new(WIDTH, 9.6)
+def _panels(number: int, x_label: str, y_label: str) -> "tuple[Figure, Sequence[Axes]]":
+    rows = -(-number // 2)
+    figure = _new(WIDTH, 2.4 * rows)
     figure.supxlabel(x_label)
     figure.supylabel(y_label)
-    return figure, figure.subplots(4, 2, sharex=True, sharey=True).ravel()
+    return figure, figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
 
 
 def _curves(curves: Mapping[str, Sequence[Any]]) -> "tuple[Figure, Axes]":

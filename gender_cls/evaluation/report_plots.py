@@ -54,7 +54,7 @@ def _figures(predictions: "Predictions", metrics: Mapping[str, Any]) -> dict[str
         curves = {name: coverage(logits[number], predictions.labels, prior)[:2] for name, number in REPORTED.items()}
         weighted = f"classes weighted to a prior of {prior:.2g}"
         caption = f"Reliability, {WHERE}: share of male images by p(male) in bins of equal mass, {weighted}; "
-        caption += "the grey bars hold 95 % of the shares of a perfectly calibrated model"
+        caption += "the gray bars hold 95 % of the shares of a perfectly calibrated model"
         figures["reliability"] = plots.plot_reliability(calibration["bins"]), caption
         caption = f"Accuracy on the most confident images, {WHERE}, {weighted}"
         figures["coverage"] = plots.plot_coverage(curves), caption

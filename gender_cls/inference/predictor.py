@@ -97,7 +97,7 @@ class Predictor:
             known = self.calibration["prior"]
             self.shift = math.log(prior / (1 - prior)) - math.log(known / (1 - known))
         if self.calibration:
-            self.note = f", calibrated to a share of male images of {prior or self.calibration['prior']:.2g}"
+            self.note = f", calibrated for a prior of {prior or self.calibration['prior']:.2g}"
         elif self.assumed_preprocessing:
             self.note = ", without its JSON: the preprocessing of the recipe is assumed"
         else:

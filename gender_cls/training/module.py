@@ -23,7 +23,7 @@ REPLAYED = ("lr", "betas", "momentum")  # what schedulers change of a parameter 
 
 
 class GenderModule(pl.LightningModule):
-    """Binary cross-entropy on the logit of a `GenderNet`, minimised over what is not frozen.
+    """Binary cross-entropy on the logit of a `GenderNet`, minimized over what is not frozen.
 
     Arguments are plain values, so that `load_from_checkpoint` needs the file alone; the frozen backbone, which it does
     not hold, is built from `weights`, and its hash is compared.
@@ -39,7 +39,7 @@ class GenderModule(pl.LightningModule):
         backbone_lr: Learning rate of what is trained of the backbone; None for that of the head.
         class_weight: Whether to weight the loss of male images by n / (2 n_male), counted by the data module.
         label_smoothing: s in [0, 1): targets are s / 2 and 1 - s / 2 instead of 0 and 1, in logged losses, too.
-        seed: Seed of the head's initialisation and of random weights; None to draw from torch's global generator.
+        seed: Seed of the head's initialization and of random weights; None to draw from torch's global generator.
 
     Attributes:
         network: The `GenderNet`.
@@ -90,7 +90,7 @@ class GenderModule(pl.LightningModule):
         self._metrics = nn.ModuleDict({split: metric_collection() for split in ("dev", "val")})
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return logits (N), float32 also under bf16, of normalised images (N, 3, H, W) or features (N, F)."""
+        """Return logits (N), float32 also under bf16, of normalized images (N, 3, H, W) or features (N, F)."""
         return self.network(inputs).float()
 
     def prepare_data(self) -> None:

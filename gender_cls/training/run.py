@@ -44,7 +44,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     Returns:
         What metrics.json holds: the metrics of dev, where identities are held out, and val; `objective`, which sweeps
-        maximise (dev/f1_macro, or val/f1_macro without dev); facts of the fit, the data and the calibration.
+        maximize (dev/f1_macro, or val/f1_macro without dev); facts of the fit, the data and the calibration.
 
     Raises:
         UserError: Something that the user can mend.
@@ -84,7 +84,7 @@ def _train(cfg: DictConfig) -> dict[str, Any]:
     for split, values in metrics.items():
         print(f"\n{tables.classification_report(split, values)}")
     trainer: Any = run.trainer  # its callbacks are not typed
-    if not (in_sweep and run.cached):  # the best head of a sweep is trained again in seconds
+    if not (in_sweep and run.cached) and not trainer.fast_dev_run:  # a sweep's best head is trained again in seconds
         save(run, {**about, "metrics": metrics})
         plots = write_report(run, calibrated).plots if cfg.report == "full" and not in_sweep else {}
         for images in (callback for callback in trainer.callbacks if isinstance(callback, ImageLogger)):

@@ -51,11 +51,20 @@ def test_a_plain_trainer_does_what_the_run_does(cached_views: int, drawn: Path, 
     data, module = instantiate(cfg.data), instantiate(cfg.model)
     assert isinstance(data, FolderDataModule)
     assert isinstance(module, GenderModule)
+    seen = set()
+
+    class Threads(pl.Callback):
+        def on_train_batch_start(self, *_: object) -> None:
+            seen.add(torch.get_num_threads())
+
+    trainer = pl.Trainer(max_epochs=2, callbacks=[Threads()], **QUIET)
     torch.set_num_threads(2)
-    trainer = pl.Trainer(max_epochs=2, **QUIET)
-    trainer.fit(module, data)
-    assert torch.get_num_threads() == 2  # it trains with one
-    torch.set_num_threads(1)
+    try:
+        trainer.fit(module, data)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert seen == {1 if cached_views else 2}  # a batch of features is too little to share
     assert bool(data.features) == (cached_views > 0)
     counts = data.class_counts
     assert module.pos_weight == pytest.approx(sum(counts) / (2 * counts[1]))

@@ -72,8 +72,10 @@ def test_a_full_report(reported: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert page.tags["b"] == page.tags["i"] == page.tags["script"] == 0  # of names, all escaped
     assert "&lt;i&gt;0&lt;/i&gt;" in text
     assert page.tags["img"] == len(list(left.glob("*.png"))) == 9
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)  # nothing outside of the file
-    assert base64.b64decode(page.sources[0].split(",")[1]) == (left / "severity.png").read_bytes()
+    assert set(re.findall('href="#([a-z]+)"', text)) == set(re.findall('<h2 id="([a-z]+)"', text))
+    images = [source for source in page.sources if not source.startswith("#")]
+    assert all(source.startswith("data:image/png;base64,") for source in images)  # nothing outside of the file
+    assert base64.b64decode(images[0].split(",")[1]) == (left / "severity.png").read_bytes()
     captions = re.findall("<figcaption>(.*?)</figcaption>", text)
     assert all("28 images of" in caption and "weights: random" in caption for caption in captions)
     for path in left.glob("*.png"):

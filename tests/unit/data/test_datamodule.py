@@ -93,7 +93,7 @@ def test_a_training_item_is_the_view_of_its_image_seed_and_draw(data: FolderData
     assert not torch.equal(view(0, 0), view(0, 0, seed=1))
 
 
-def test_an_evaluation_view_is_resized_and_normalised_once(data: FolderDataModule) -> None:
+def test_an_evaluation_view_is_resized_and_normalized_once(data: FolderDataModule) -> None:
     preprocessing, faces = Preprocessing(size=32), data.faces.splits["val"]
     item = FaceDataset(faces, EvaluationViews(preprocessing))[5]
     own = data.datasets["val"][5]

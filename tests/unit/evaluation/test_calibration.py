@@ -89,7 +89,7 @@ def test_the_ece_of_a_perfect_model_is_noise_and_a_bias_is_not() -> None:
     assert overconfident["ece_debiased"] > 0.04
 
 
-def test_the_noise_floor_of_a_model_that_favours_one_class_is_no_excuse() -> None:
+def test_the_noise_floor_of_a_model_that_favors_one_class_is_no_excuse() -> None:
     labels = np.repeat((0, 1), (105, 317))
     always = calibration.calibration_metrics(
         torch.full((422,), 3.0).double() + drawn_logits(105, 317)[0] / 100, labels, 0.5
