@@ -142,7 +142,7 @@ def _panels(number: int, x_label: str, y_label: str) -> "tuple[Figure, Sequence[
     figure = _new(WIDTH, 2.4 * rows)
     figure.supxlabel(x_label)
     figure.supylabel(y_label)
-    return figure, figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
+    return figure, figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel().tolist()
 
 
 def _curves(curves: Mapping[str, Sequence[Any]]) -> "tuple[Figure, Axes]":
