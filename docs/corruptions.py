@@ -1,4 +1,4 @@
-"""Redraw docs/corruptions.png: an image, clean and under the seven corruptions at severities 1 to 5.
+"""Draw corruptions.png in the current folder: an image, clean and under the corruptions at severities 1 to 5.
 
 python docs/corruptions.py demo_faces/val/female/person597_0001.jpg
 """
@@ -24,4 +24,5 @@ for name, column in zip(CORRUPTIONS, axes.T):
         ax.set(xticks=(), yticks=())
 for severity, ax in enumerate(axes[:, 0]):
     ax.set_ylabel(f"severity {severity}" if severity else "clean", fontsize=10)
-figure.savefig(Path(__file__).with_suffix(".png"))
+figure.savefig("corruptions.png")
+print(Path("corruptions.png").resolve())

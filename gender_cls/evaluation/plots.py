@@ -27,7 +27,7 @@ def plot_confusion(sets: Mapping[str, Mapping[str, Any]]) -> "Figure":
     columns = min(2, len(sets))
     rows = -(-len(sets) // columns)
     figure = _new(WIDTH, 3.0 * rows) if columns > 1 else _new(4.2, 3.8)
-    for ax, (name, metrics) in zip(figure.subplots(rows, columns, squeeze=False).ravel(), sets.items()):
+    for ax, (name, metrics) in zip(_axes(figure, len(sets), columns), sets.items()):
         counts = np.array(metrics["confusion"])
         shares = counts / counts.sum(1, keepdims=True).clip(1)
         ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -138,11 +138,18 @@ def _new(width: float, height: float) -> "Figure":
 
 
 def _panels(number: int, x_label: str, y_label: str) -> "tuple[Figure, Sequence[Axes]]":
-    rows = -(-number // 2)
-    figure = _new(WIDTH, 2.4 * rows)
+    figure = _new(WIDTH, 2.4 * -(-number // 2))
     figure.supxlabel(x_label)
     figure.supylabel(y_label)
-    return figure, figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel().tolist()
+    return figure, _axes(figure, number, 2, share=True)
+
+
+def _axes(figure: "Figure", number: int, columns: int, share: bool = False) -> "Sequence[Axes]":
+    rows = -(-number // columns)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel().tolist()
+    for spare in axes[number:]:
+        spare.set_axis_off()
+    return axes[:number]
 
 
 def _curves(curves: Mapping[str, Sequence[Any]]) -> "tuple[Figure, Axes]":

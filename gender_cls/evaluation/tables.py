@@ -56,6 +56,10 @@ def classification_report(split: str, metrics: Mapping[str, Any]) -> str:
     body = table((split, *names, "images"), [["" if cell is None else cell for cell in row] for row in rows])
     if metrics["f1_macro"] is None:
         return f"{body}\nno macro-F1: {split} has images of one class only"
+    predicted = [sum(column) for column in zip(*metrics["confusion"])]
+    if not all(predicted):
+        label = CLASSES[predicted.index(max(predicted))]
+        body += f"\nnote: every image of {split} is predicted {label}; docs/faq.md has the usual causes"
     low, high = metrics["f1_macro_ci95"]
     samples = f"{RESAMPLES} bootstrap samples of {metrics['identities']} identities"
     return f"{body}\nmacro-F1 {metrics['f1_macro']:.3f}, 95 % interval {low:.3f} to {high:.3f} ({samples})"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gender_cls.models.zoo import describe_weights
+from gender_cls.transforms.corruptions import CORRUPTIONS
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
@@ -13,4 +14,5 @@ def model_card(facts: Mapping[str, Any]) -> str:
 
     text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
     template = Template(text, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
-    return template.render(facts, initial_weights=describe_weights(facts["weights"]["name"]))
+    weights = describe_weights(facts["weights"]["name"])
+    return template.render(facts, initial_weights=weights, corruptions=", ".join(CORRUPTIONS))

@@ -92,8 +92,8 @@ class Predictor:
         if prior is not None:
             check_share("prior", prior)
             if self.calibration is None:
-                message = f"prior={prior} needs a calibrated model, unlike {source}; train one, not in a sweep"
-                raise UserError("conflict", message)
+                way_out = "train one with calibration=platt, not in a sweep"
+                raise UserError("conflict", f"prior={prior} needs a calibrated model, unlike {source}; {way_out}")
             known = self.calibration["prior"]
             self.shift = math.log(prior / (1 - prior)) - math.log(known / (1 - known))
         if self.calibration:

@@ -84,7 +84,8 @@ def _train(cfg: DictConfig) -> dict[str, Any]:
     for split, values in metrics.items():
         print(f"\n{tables.classification_report(split, values)}")
     trainer: Any = run.trainer  # its callbacks are not typed
-    if not (in_sweep and run.cached) and not trainer.fast_dev_run:  # a sweep's best head is trained again in seconds
+    whole = not (trainer.fast_dev_run or trainer.overfit_batches)  # else no model that predict.py should take
+    if whole and not (in_sweep and run.cached):  # the best head of a sweep is trained again in seconds
         save(run, {**about, "metrics": metrics})
         plots = write_report(run, calibrated).plots if cfg.report == "full" and not in_sweep else {}
         for images in (callback for callback in trainer.callbacks if isinstance(callback, ImageLogger)):

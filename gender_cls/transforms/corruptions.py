@@ -111,7 +111,9 @@ def sunny(image: np.ndarray, severity: int, generator: np.random.Generator) -> n
     return _clip(image * (1 - light) + 255 * light)
 
 
-CORRUPTIONS = {each.__name__: each for each in (blurred, foggy, lowlight, noisy, rainy, resized, sunny)}
+# In the order of the constants, whose hash names feature stores. It does not see the code of a function: clear the
+# stores when you change one (python -m gender_cls.features.store --clear all).
+CORRUPTIONS = {name: globals()[name] for name in SEVERITY_CONSTANTS}
 
 
 def corrupt(image: Image.Image, generator: np.random.Generator, *steps: tuple[str, int]) -> Image.Image:

@@ -48,7 +48,7 @@ def test_the_real_command_predicts_with_the_newest_model(trained: Path, image: P
     assert label in ("female", "male")
     assert 50 <= float(confidence) <= 100
     assert done.stdout == f"{image}  {label}  {confidence} %\n"
-    assert done.stderr == f"model: runs/one/{MODEL}, calibrated to a share of male images of 0.5\n"
+    assert done.stderr == f"model: runs/one/{MODEL}, calibrated for a prior of 0.5\n"
 
 
 def test_a_plain_script_gets_the_same_confidence(

@@ -109,7 +109,7 @@ def test_a_model_has_its_card(trained: Path) -> None:
         assert text in card
     facts = json.loads((trained / MODEL).with_suffix(".json").read_text())
     found = {
-        "Calibrated to a share of male images of 80%": False,
+        "Calibrated for a prior (share of male images) of 80%": False,
         "predicts male with a probability of about 80%": True,
     }
     for text, blind in found.items():

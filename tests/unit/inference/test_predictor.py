@@ -99,7 +99,7 @@ def test_a_json_of_an_earlier_version_is_read(model: Path, image: Path) -> None:
     predictor = Predictor(model)
     assert predictor.preprocessing.size == 32
     assert predictor.calibration == {"prior": 0.5, "slope": 1.5, "bias": 0.1}
-    assert predictor.note == ", calibrated to a share of male images of 0.5"
+    assert predictor.note == ", calibrated for a prior of 0.5"
     (usual,) = predictor.predict(image)
     (other,) = Predictor(model, prior=0.8).predict(image)
     assert usual.p_male is not None
