@@ -83,6 +83,8 @@ def compose_run(cfg: DictConfig) -> Run:
         if calibrating and cached:
             way_out = "give calibration=none, or cached_views=0"
             raise UserError("conflict", f"{key} is not supported by the heads of calibration folds; {way_out}")
+    if "_target_" not in cfg.data:
+        raise UserError("bad-value", "data has no _target_; give data=task_a, data=manifest or data=demo")
     data: FaceDataModule = instantiate(cfg.data)
     faces = data.faces  # read before weights are downloaded
     if not cfg.sweep_job:  # a single run, or the first of a sweep

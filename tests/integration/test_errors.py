@@ -254,6 +254,7 @@ def test_bad_values(train: Run, fails: Fails, monkeypatch: pytest.MonkeyPatch) -
     assert_failure(fails(train, "data.identity='^x$'"), "bad-value", "data.identity=^x$ has no group")
     assert_failure(fails(train, "trainer.devices=2"), "conflict", "trainer.devices must be 1")
     assert_failure(fails(train, "data=manifest"), "bad-value", "data.csv has no value; give data.csv=")
+    assert_failure(fails(train, "data=_base"), "bad-value", "give data=task_a")
     for override in (
         "data.batch_size=oops",
         "data.size=0",
