@@ -11,6 +11,7 @@ predict.py takes both. ONNX needs the extra: pip install -e ".[onnx]"
 """
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
@@ -152,14 +153,10 @@ def main(arguments: list[str]) -> int:
 def _git_commit() -> str | None:
     """Return the commit of this project's checkout, with a + if files were changed since; None outside of one."""
     project = Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str:
-        return subprocess.check_output(["git", "-C", project, *arguments], stderr=subprocess.DEVNULL, text=True).strip()
-
+    command = ["git", "-C", str(project), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    alone = {**os.environ, "GIT_CEILING_DIRECTORIES": str(project.parent)}  # not one that it is installed below
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != project:
-            return None  # installed below another repository
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, env=alone).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
