@@ -104,7 +104,7 @@ def train(in_tmp: Path, drawn: Path) -> Run:
         given = {override.split("=")[0] for override in overrides}
         usual = [f"data.root={drawn}", "model.weights=null", "calibration=none"]
         usual = [override for override in usual if override.split("=")[0] not in given]
-        if "data=manifest" in overrides:
+        if {"data=manifest", "data=_base"} & set(overrides):
             usual = usual[1:]
         if "experiment" in given and "calibration=none" in usual:
             usual.remove("calibration=none")  # which it has a say in
