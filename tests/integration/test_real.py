@@ -48,7 +48,13 @@ def test_ctrl_c_leaves_the_last_whole_epoch(drawn: Path, tmp_path: Path) -> None
     overrides += ["hydra.run.dir=runs/my run", "trainer.max_epochs=1000"]
     command = [sys.executable, str(ROOT / "train.py"), *overrides]
     with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in a shell's background ignore it
     ) as run:
         for _ in range(600):
             if (tmp_path / "runs" / "my run" / "last.ckpt").exists():
