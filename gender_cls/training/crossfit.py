@@ -43,7 +43,7 @@ class HeldOut:
     Args:
         data: The data module.
         network: The network that is trained.
-        prior: Male prevalence to predict for, in (0, 1), or `train`: that of the training images.
+        prior: Share of male images to predict for, in (0, 1), or `train`: that of the training images.
 
     Raises:
         UserError: There are too few identities.

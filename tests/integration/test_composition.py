@@ -396,3 +396,11 @@ def test_one_batch_of_one_class_is_no_crash(drawn: Path, in_tmp: Path, capsys: p
     found = train(composed(f"data.root={drawn}", "debug=fast_dev_run", "data.batch_size=4"))
     assert found["val"]["f1_macro"] is None
     assert "images of one class only" in capsys.readouterr().out
+    assert not list(in_tmp.rglob("*.pth"))
+
+
+def test_a_model_of_three_batches_is_not_saved(drawn: Path, in_tmp: Path) -> None:
+    """Else predict.py would take it for the newest model."""
+    train(composed(f"data.root={drawn}", "debug=overfit", "trainer.max_epochs=1"))
+    assert list(in_tmp.rglob("metrics.json"))
+    assert not list(in_tmp.rglob("*.pth"))

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -78,7 +79,8 @@ def test_the_pth_without_this_project_predicts_the_same(place: Path, monkeypatch
     model = place / "runs" / "one" / "Binary_Classification_model.pth"
     torch.save(network.plain_state(), model)
     model.with_suffix(".json").write_text(json.dumps({"preprocessing": asdict(preprocessing)}))
-    Image.effect_noise((300, 420), 90).convert("RGB").save("photo.jpg")  # over 256 pixels, and something to remove
+    noise = np.random.default_rng(0).integers(0, 256, (420, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("photo.jpg")  # over 256 pixels, and something for the median to remove
     (code,) = (code for _, code in blocks(ROOT / "docs" / "prediction.md") if "load_state_dict" in code)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     (expected,) = Predictor(model).predict("photo.jpg")
