@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from gender_cls.transforms.corruptions import CORRUPTIONS, SEVERITIES
-from gender_cls.transforms.decode import load_rgb
+from gender_cls.transforms.decode import Decoder
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     arguments = parser.parse_args()
     image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     if arguments.image:
-        image = np.asarray(load_rgb(arguments.image).resize((224, 224)))
+        image = np.asarray(Decoder().load(arguments.image).resize((224, 224)))
     times = []
     for name, corruption in CORRUPTIONS.items():
         generator, calls, started = np.random.default_rng(0), 0, time.perf_counter()

@@ -25,7 +25,7 @@ from training import PROJECT, measure
 
 from gender_cls.evaluation.tables import table
 from gender_cls.models.network import GenderNet
-from gender_cls.transforms.decode import list_images
+from gender_cls.transforms.listing import list_images
 from gender_cls.transforms.preprocessing import Preprocessing
 
 IMAGES, TIMES = 2000, 5
@@ -86,7 +86,7 @@ def main() -> None:
     if arguments.plain:
         plain(arguments.plain, arguments.root.read_text().splitlines())
         return
-    paths = list_images(arguments.root.resolve())[: arguments.images]
+    paths = list_images(arguments.root.resolve()).paths[: arguments.images]
     with tempfile.TemporaryDirectory() as folder:
         images, more, one = (Path(folder, name) for name in ("images.txt", "more.txt", "one.txt"))
         images.write_text("\n".join(paths))

@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gender_cls.transforms.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from gender_cls.transforms.decode import load_rgb
+from gender_cls.transforms.decode import Decoder
 
 if len(sys.argv) != 2:
     sys.exit(__doc__)
-image = load_rgb(sys.argv[1])
+image = Decoder().load(sys.argv[1])
 figure = Figure(figsize=(8, 7.3), layout="constrained", dpi=80)
 axes = figure.subplots(len(SEVERITIES) + 1, len(CORRUPTIONS))
 for name, column in zip(CORRUPTIONS, axes.T):

@@ -17,11 +17,20 @@ class UserError(Exception):
     """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.code = code
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:  # it crosses processes
         return type(self), (self.code, str(self))
+
+
+class ImageError(Exception):
+    """A file or value that can't be decoded; the message says why and leaves the path to the caller."""
+
+
+def printable(text: str) -> str:
+    """Return the text with everything escaped that a terminal would not print but obey."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def unreadable(source: str, error: OSError, way_out: str = "") -> UserError:

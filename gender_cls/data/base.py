@@ -1,6 +1,6 @@
 """The base of the LightningDataModules: faces as batches of views or of stored features."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
@@ -15,17 +15,21 @@ from torch.utils.data import DataLoader, Subset
 from gender_cls.data.datasets import FaceDataset, FeatureDataset, collate
 from gender_cls.data.identities import IDENTITY
 from gender_cls.data.sampler import DrawSampler
-from gender_cls.data.sources import Splits
+from gender_cls.data.sources import Listed, class_names
 from gender_cls.data.validation import FaceSet, check, check_split
 from gender_cls.errors import UserError, check_boolean, check_integer, check_regex
 from gender_cls.features.extractor import Extractor, FeatureOptions
 from gender_cls.inference.runtimes import one_torch_thread
 from gender_cls.labels import CLASSES
 from gender_cls.models.network import GenderNet
+from gender_cls.transforms.decode import MAX_PIXELS, Decoder
 from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import CLEAN, Augmentation, EvaluationViews, RandomCorruption, TrainingViews
 
 DECIDE_A_HEAD = ("holdout", "split_seed", "batch_size", "balanced_sampler", "view_seed")
+REPORTS_TOO = (
+    "identity", "val_share", "split_seed", "group", "report_exclude", "classes", "truncated", "max_pixels"
+)  # fmt: skip
 EVALUATION_BATCH = 4096  # of features: a step costs more than what it computes
 
 
@@ -56,6 +60,9 @@ class FaceDataModule(pl.LightningDataModule):
         cached_views: Number of training views of each image whose features are stored; 0 for a new view at each draw.
         features: Where and how features are stored.
         report_exclude: Regular expression on file names; a report gives its metrics also without these images.
+        classes: Names of female and of male in folders or labels, as lists by class; None for the usual ones.
+        truncated: refuse or keep: what becomes of a file that ends too early.
+        max_pixels: Number of pixels above which an image is refused.
 
     Raises:
         UserError: A value is out of its range.
@@ -87,6 +94,9 @@ class FaceDataModule(pl.LightningDataModule):
         cached_views: int = 8,
         features: FeatureOptions = FeatureOptions(),
         report_exclude: str | None = None,
+        classes: Mapping[str, Any] | None = None,
+        truncated: str = "refuse",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__()
         check_integer("data.batch_size", batch_size, 1)
@@ -104,25 +114,29 @@ class FaceDataModule(pl.LightningDataModule):
         self.views = TrainingViews(preprocessing, augment, corruption, view_seed)
         self.augment, self.corruption, self.view_seed = augment, corruption, view_seed
         self.cached_views, self.feature_options, self.report_exclude = cached_views, features, report_exclude
+        self.classes, self.labels = classes, class_names(classes)
+        self.truncated, self.max_pixels, self.decoder = truncated, max_pixels, Decoder(truncated, max_pixels)
         self.features: dict[str, FeatureDataset] = {}
         self._extractor: Extractor | None = None
         self._one_thread = ExitStack()
 
-    def list_faces(self) -> Splits:
-        """Return the faces by split, or all of them under `UNSPLIT`."""
+    def list_faces(self) -> Listed:
+        """Return the faces by split, or all of them under `UNSPLIT`; `labels` has the label of each name of a class."""
         raise NotImplementedError
 
     @cached_property
     def faces(self) -> FaceSet:
         """Checked faces: each image is read once, and remembered."""
-        return check(self.list_faces(), self.identity, self.val_share, self.holdout, self.split_seed)
+        return check(
+            self.list_faces(), self.identity, self.val_share, self.holdout, self.split_seed, decoder=self.decoder
+        )
 
     @cached_property
     def datasets(self) -> dict[str, FaceDataset]:
         """Views of the faces, by split."""
         evaluation = EvaluationViews(self.views.preprocessing)
         return {
-            split: FaceDataset(members, self.views if split == "train" else evaluation)
+            split: FaceDataset(members, self.views if split == "train" else evaluation, self.decoder)
             for split, members in self.faces.splits.items()
         }
 
@@ -152,7 +166,7 @@ class FaceDataModule(pl.LightningDataModule):
         """Return what computes and stores the features of a network, on the trainer's device."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if self._extractor is None or (self._extractor.network, self._extractor.device) != (network, device):
-            self._extractor = Extractor(network, self.feature_options, device)
+            self._extractor = Extractor(network, self.feature_options, device, self.decoder)
         return self._extractor
 
     def setup(self, stage: str) -> None:
@@ -227,7 +241,7 @@ class FaceDataModule(pl.LightningDataModule):
 
     def report_settings(self) -> dict[str, Any]:
         """Return what a later report on other data takes over from this run."""
-        return {key: getattr(self, key) for key in ("identity", "val_share", "split_seed", "group", "report_exclude")}
+        return {key: getattr(self, key) for key in REPORTS_TOO}
 
     def _cache(self, splits: list[str], number: int, network: GenderNet) -> None:
         if splits:

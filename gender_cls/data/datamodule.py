@@ -8,10 +8,13 @@ from typing import Any
 from gender_cls.data import drawn, sources
 from gender_cls.data.base import FaceDataModule
 from gender_cls.errors import check_integer
+from gender_cls.files import user_path
 
 
 class FolderDataModule(FaceDataModule):
     """Faces in a folder, `ROOT/{train,val}/{female,male}/`, as FACECOM Task A and torchvision's ImageFolder have them.
+
+    `ROOT/{female,male}/` is split by identity.
 
     Args:
         root: The folder.
@@ -20,29 +23,29 @@ class FolderDataModule(FaceDataModule):
 
     def __init__(self, root: str | os.PathLike[str] = "Task_A_Dataset", **options: Any) -> None:
         super().__init__(**options)
-        self.source = Path(root)
+        self.source = Path(user_path(root))
 
-    def list_faces(self) -> sources.Splits:
+    def list_faces(self) -> sources.Listed:
         """Return the faces of train and val."""
-        return sources.folder(self.source)
+        return sources.folder(self.source, classes=self.labels)
 
 
 class ManifestDataModule(FaceDataModule):
-    """Faces in a CSV with the columns path and label and, where there are any, split, identity and a group.
+    """Faces in a table with the columns path and label and, where there are any, split, identity and a group.
 
     Args:
-        csv: The CSV file.
+        csv: The CSV or Parquet file.
         group: Column whose values a report compares.
         **options: Further arguments, see `FaceDataModule`.
     """
 
     def __init__(self, csv: str | os.PathLike[str], group: str = "group", **options: Any) -> None:
         super().__init__(**options)
-        self.source, self.group = Path(csv), group
+        self.source, self.group = Path(user_path(csv)), group
 
-    def list_faces(self) -> sources.Splits:
+    def list_faces(self) -> sources.Listed:
         """Return the faces of the rows."""
-        return sources.manifest(self.source, self.group)
+        return sources.manifest(self.source, self.group, classes=self.labels)
 
 
 class DemoDataModule(FolderDataModule):
@@ -73,7 +76,7 @@ class DemoDataModule(FolderDataModule):
         self.numbers: dict[str, Sequence[int]] = {"train": list(train), "val": list(val)}
         self.side, self.draw_seed = side, draw_seed
 
-    def list_faces(self) -> sources.Splits:
+    def list_faces(self) -> sources.Listed:
         """Draw the faces, if they are not there, and return them."""
         drawn.draw(self.source, self.numbers, self.side, self.draw_seed)
         return super().list_faces()

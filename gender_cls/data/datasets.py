@@ -9,8 +9,9 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from gender_cls.data.sources import Face
+from gender_cls.errors import ImageError, printable
 from gender_cls.features.store import Store
-from gender_cls.transforms.decode import ImageError, load_rgb
+from gender_cls.transforms.decode import Decoder
 from gender_cls.transforms.views import CLEAN, Views
 
 log = logging.getLogger(__name__)
@@ -27,13 +28,14 @@ class FaceDataset(Dataset[Item | None]):
     Args:
         faces: Faces of the split.
         views: Views of each face.
+        decoder: How images are decoded.
     """
 
-    def __init__(self, faces: Sequence[Face], views: Views) -> None:
+    def __init__(self, faces: Sequence[Face], views: Views, decoder: Decoder = Decoder()) -> None:
         self.paths = np.array([os.fsencode(face.path) for face in faces])
         self.digests = np.array([face.digest.encode() for face in faces])
         self.labels = np.array([face.label for face in faces], dtype=np.int8)
-        self.views = views
+        self.views, self.decoder = views, decoder
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -47,9 +49,9 @@ class FaceDataset(Dataset[Item | None]):
         index, number = key if isinstance(key, tuple) else (key, CLEAN)
         path = os.fsdecode(self.paths[index])
         try:
-            image = load_rgb(path)
+            image = self.decoder.load(path)
         except ImageError as error:
-            log.warning("left out: %s: %s", path, error)
+            log.warning("left out: %s: %s", printable(path), error)
             return None
         view = self.views(image, self.digests[index].decode(), [number])[0]
         return self.views.preprocessing.normalize(view), float(self.labels[index]), index

@@ -1,17 +1,21 @@
-"""Sources of faces: a folder tree, a CSV manifest or drawings. Labels come from paths or cells, not from decoding."""
+"""Sources of faces: a folder tree, a table or drawings. Labels come from paths or cells, not from decoding."""
 
-import csv
 import os
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from gender_cls.errors import UserError, unreadable
+from gender_cls.errors import UserError, check_choice, unreadable
+from gender_cls.files import user_path
 from gender_cls.labels import CLASSES
-from gender_cls.transforms.decode import IMAGE_SUFFIXES, list_images
+from gender_cls.manifests import Table, locate, read_table
+from gender_cls.transforms.listing import SYSTEM, ignored_note, list_images
 
 UNSPLIT = "all"  # split of faces that `validation.check` has to split into train and val
+SPLITS = ("train", "dev", "val")
+ALIASES = (("f", "females", "woman", "women"), ("m", "males", "man", "men"))  # usual names of the classes, by label
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,87 +40,153 @@ class Face:
 Splits = dict[str, list[Face]]
 
 
-def folder(root: str | os.PathLike[str], needed: Sequence[str] = ("train", "val")) -> Splits:
-    """List `root/SPLIT/{female,male}/**` of each needed split like ImageFolder; linked folders are not followed."""
-    root = Path(root)
+@dataclass(frozen=True)
+class Listed:
+    """Faces as a source lists them.
+
+    Attributes:
+        splits: Faces by split, or all of them under `UNSPLIT`.
+        notes: What the source ignored.
+    """
+
+    splits: Splits
+    notes: list[str] = field(default_factory=list)
+
+
+def class_names(classes: Mapping[str, Sequence[object] | object] | None) -> dict[str, int]:
+    """Return the label of each name of a class, in lower case.
+
+    Args:
+        classes: Names of female and of male; where a class is not given, the usual ones. `female` and `male` are always
+            known.
+
+    Raises:
+        UserError: A key is neither female nor male, or a name is given to both.
+    """
+    labels: dict[str, int] = {}
+    for key in classes or {}:
+        check_choice("data.classes: a key is", key, CLASSES)
+    for label, name in enumerate(CLASSES):
+        given = (classes or {}).get(name, ALIASES[label])
+        for alias in (name, *(given if isinstance(given, list | tuple) else [given])):
+            if labels.setdefault(_key(alias), label) != label:
+                raise UserError("conflict", f"data.classes: {alias!r} stands for female and for male; give it to one")
+    return labels
+
+
+def _key(name: object) -> str:
+    return str(name).strip().lower().removesuffix(".0")  # a column with gaps holds numbers as 0.0 and 1.0
+
+
+def _unknown(name: str) -> str:
+    """What to say of a name that is not known."""
+    if re.fullmatch(r"[-+]?\d+(\.0)?", name.strip()):
+        way_out = "a number may stand for either (in UTKFace 0 is male)"
+        return f"{way_out}: say which by 'data.classes={{female: [1], male: [0]}}' or the reverse"
+    return "name it by 'data.classes={female: [...], male: [...]}'"
+
+
+def folder(
+    root: str | os.PathLike[str], needed: Sequence[str] = ("train", "val"), classes: dict[str, int] | None = None
+) -> Listed:
+    """List `root/SPLIT/CLASS/**` of each needed split or, where there is no split, `root/CLASS/**`.
+
+    Args:
+        root: The folder; see `list_images` for what is listed of it.
+        needed: Splits that must exist if there is any.
+        classes: Label of each name that a folder of a class may have, see `class_names`.
+    """
+    root, classes = Path(user_path(root)), classes or class_names(None)
     if not root.is_dir():
         way_out = "give the one that holds train/ and val/, or try experiment=demo"
         raise UserError("not-found", f"data.root={root}: no such folder; {way_out}")
-    return {split: _list_split(root / split) for split in needed}
+    ignored: Counter[str] = Counter()
+    if any((root / split).is_dir() for split in ("train", "val")):
+        splits = {split: _list_split(root / split, classes, ignored) for split in needed}
+    else:
+        splits = {UNSPLIT: _list_split(root, classes, ignored)}
+    for split in {"train", UNSPLIT} & set(splits):  # in the others one class may do
+        for absent in {0, 1} - {face.label for face in splits[split]}:
+            where = root if split == UNSPLIT else root / split
+            raise UserError("no-images", f"{where} holds no {CLASSES[absent]} image; training needs both classes")
+    note = ignored_note(ignored)
+    return Listed(splits, [note] if note else [])
 
 
-def _list_split(directory: Path) -> list[Face]:
+def _list_split(directory: Path, classes: dict[str, int], ignored: Counter[str]) -> list[Face]:
+    needs = "train/ and val/ with female/ and male/, or female/ and male/"
     if not directory.is_dir():
-        raise UserError("not-found", f"{directory} is missing; data.root needs train/ and val/ with female/ and male/")
-    names = {entry.name for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    others = names - {*CLASSES, "__MACOSX"}  # the latter is what unpacking leaves
+        raise UserError("not-found", f"{directory} is missing; data.root needs {needs}")
+    names = sorted(entry.name for entry in directory.iterdir() if entry.is_dir())
+    names = [name for name in names if not name.startswith(".") and name not in SYSTEM]
+    others = [name for name in names if _key(name) not in classes]
+    if len(others) == len(names):
+        found = ", ".join(names[:5]) or "no folder"
+        raise UserError("not-found", f"{directory} holds {found}; data.root needs {needs}, or {_unknown(found)}")
     if others:
-        raise UserError("bad-data", f"{directory} holds {min(others)!r} beside female/ and male/; rename or remove it")
+        way_out = f"rename or remove it, or {_unknown(others[0])}"
+        raise UserError("bad-data", f"{directory} holds {others[0]!r} beside the folders of female and male; {way_out}")
     faces = []
-    for label, name in enumerate(CLASSES):
-        if not (directory / name).is_dir():
-            raise UserError("not-found", f"{directory / name} is missing; each split needs female/ and male/")
-        if not (paths := list_images(directory / name)):
-            raise UserError("no-images", f"{directory / name} holds no image ({', '.join(IMAGE_SUFFIXES)}); add some")
-        faces += [Face(path, label) for path in paths]
+    for label in range(len(CLASSES)):
+        for name in (name for name in names if classes[_key(name)] == label):
+            listing = list_images(directory / name)
+            faces += [Face(path, label) for path in listing.paths]
+            ignored.update(listing.ignored)
     return faces
 
 
-def manifest(path: str | os.PathLike[str], group: str = "group", needed: Sequence[str] = ("train", "val")) -> Splits:
-    """Read a CSV with the columns path and label and, where present, split, identity and a group.
+def manifest(
+    path: str | os.PathLike[str],
+    group: str = "group",
+    needed: Sequence[str] = ("train", "val"),
+    classes: dict[str, int] | None = None,
+) -> Listed:
+    """Read a table with the columns path and label and, where present, split, identity and a group.
 
     Args:
-        path: Path of the CSV. Paths in it are absolute or relative to its folder; labels are female and male.
+        path: CSV or Parquet, see `read_table`. Paths in it are absolute or relative to its folder.
         group: Column whose values a report compares.
         needed: Splits that must occur if the rows name splits.
+        classes: Label of each name that a label may have, see `class_names`.
 
     Returns:
         Faces by split; without a column split, all of them under `UNSPLIT`.
     """
-    path = Path(path)
+    path, classes, column = Path(user_path(path)), classes or class_names(None), group.strip().lower()
+    table = _table(path)
+    if column != "group" and column not in table.columns:
+        found = ", ".join(filter(None, table.columns))
+        raise UserError("bad-value", f"data.group={group}: {path} has no such column (found: {found})")
     faces: dict[str, list[Face]] = defaultdict(list)
     missing = []
-    rows = _read_rows(path)
-    if group != "group" and rows and group not in rows[0][1]:
-        found = ", ".join(filter(None, rows[0][1]))
-        raise UserError("bad-value", f"data.group={group}: {path} has no such column (found: {found})")
-    for line, row in rows:
-        if not row["path"] or not row["label"]:
-            raise UserError("bad-data", f"{path} line {line}: path or label is empty; fill it in or delete the line")
-        label = row["label"].strip().lower()
-        split = row["split"].strip().lower() if row.get("split") is not None else UNSPLIT
-        if label not in CLASSES:
-            raise UserError("bad-data", f"{path} line {line}: label {row['label']!r}; a label is female or male")
-        if "split" in row and split not in ("train", "dev", "val"):
-            raise UserError("bad-data", f"{path} line {line}: split {row['split']!r}; a split is train, dev or val")
-        image = os.path.join(path.parent, row["path"])
+    for where, row in table.rows:
+        if not row["path"] or not row["label"].strip():
+            raise UserError("bad-data", f"{path} {where}: path or label is empty; fill it in or delete the row")
+        label, split = classes.get(_key(row["label"])), row.get("split", UNSPLIT).strip().lower()
+        if label is None:
+            what = f"label {row['label']!r} is not known"
+            raise UserError("bad-data", f"{path} {where}: {what}; {_unknown(row['label'])}")
+        if "split" in row and split not in SPLITS:
+            raise UserError("bad-data", f"{path} {where}: split {row['split']!r}; a split is train, dev or val")
+        image = locate(path.parent, row["path"])
         if not os.path.isfile(image):
-            missing.append(f"{path} line {line}: no such file: {image}")
-        identity, part = ((row.get(column) or "").strip() for column in ("identity", group))
-        faces[split].append(Face(image, CLASSES.index(label), identity, part))
+            missing.append(f"{path} {where}: no such file: {image}")
+        faces[split].append(Face(image, label, row.get("identity", "").strip(), row.get(column, "").strip()))
     if missing:
-        raise UserError("not-found", f"{missing[0]} ({len(missing)} in all); paths are relative to the CSV's folder")
+        raise UserError("not-found", f"{missing[0]} ({len(missing)} in all); paths are relative to the table's folder")
     if not faces:
         raise UserError("no-images", f"{path} has no row below its first line; add images")
-    splits = [UNSPLIT] if UNSPLIT in faces else [s for s in ("train", "dev", "val") if s in needed or s in faces]
-    for split in splits:
-        if absent := {0, 1} - {face.label for face in faces[split]}:
-            where = "" if split == UNSPLIT else f" in {split}"
-            raise UserError("no-images", f"{path} has no {CLASSES[min(absent)]} image{where}; both labels are needed")
-    return {split: faces[split] for split in splits}
+    splits = [UNSPLIT] if UNSPLIT in faces else [split for split in SPLITS if split in needed or split in faces]
+    return Listed({split: faces[split] for split in splits})
 
 
-def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows, each with the number of its last line."""
+def _table(path: Path) -> Table:
+    source = f"data.csv={path}"
     try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.DictReader(file)
-            if absent := [column for column in ("path", "label") if column not in (reader.fieldnames or ())]:
-                found = ", ".join(reader.fieldnames or ()) or "nothing"
-                message = f"{path} has no column {absent[0]!r} (found: {found}); its first line names the columns"
-                raise UserError("bad-data", message)
-            return [(reader.line_num, row) for row in reader]
+        table = read_table(path.read_bytes(), source)
     except OSError as error:
-        raise unreadable(f"data.csv={path}", error, "; give a CSV file") from error
-    except csv.Error as error:
-        raise UserError("unreadable", f"data.csv={path} is not a CSV file ({error})") from error
+        raise unreadable(source, error, "; give a CSV or Parquet file") from error
+    if absent := [name for name in ("path", "label") if name not in table.columns]:
+        found = f"(found: {', '.join(filter(None, table.columns)) or 'nothing'})"
+        raise UserError("bad-data", f"{path} has no column {absent[0]!r} {found}; its first line names the columns")
+    return table

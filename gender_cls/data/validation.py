@@ -7,17 +7,19 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
 from itertools import chain, combinations, islice
 from pathlib import Path
 
 from tqdm import tqdm
 
 from gender_cls.data.identities import assign_identities, compile_pattern, split_identities
-from gender_cls.data.sources import UNSPLIT, Splits
-from gender_cls.errors import UserError, check_integer, check_share, reason
+from gender_cls.data.sources import UNSPLIT, Face, Listed, Splits
+from gender_cls.errors import ImageError, UserError, check_integer, check_share, reason
 from gender_cls.files import cache_folder
 from gender_cls.labels import CLASSES
-from gender_cls.transforms.decode import ImageError, content_digest, load_rgb
+from gender_cls.transforms.decode import MAX_PIXELS, Decoder, content_digest
 
 MAX_BAD_SHARE = 0.05
 
@@ -49,33 +51,43 @@ class FaceSet:
 
 
 def check(
-    splits: Splits, identity: str | None, val_share: float = 0.2, holdout: float = 0.0, split_seed: int = 0
+    listed: Listed,
+    identity: str | None,
+    val_share: float = 0.2,
+    holdout: float = 0.0,
+    split_seed: int = 0,
+    decoder: Decoder = Decoder(),
 ) -> FaceSet:
     """Read every image once, leave out unreadable ones, assign identities, split them and look for leaks.
 
     Digests are cached by path, size and modification time, so that a large data set is read only once.
 
     Args:
-        splits: Faces by split, or all of them under `UNSPLIT`.
+        listed: Faces by split, or all of them under `UNSPLIT`.
         identity: Pattern of identities in file names, see `assign_identities`.
         val_share: Share of the images, split by identity, that becomes val if the faces come unsplit.
         holdout: Share of the training images, split by identity, that becomes dev if there is no dev yet; 0 for none.
         split_seed: Seed of the choice of val and dev.
+        decoder: How images are decoded.
 
     Raises:
-        UserError: If a value is out of range, more than 5 % of a split can't be read, or a class has no image left.
+        UserError: If a value is out of range, more than 5 % of a split can't be read, a class has no image left to
+            train on, or another split has no image left.
     """
     check_split(identity, val_share, holdout, split_seed)  # an error should not wait until all images are read
-    digests, reasons = _read_all([face.path for faces in splits.values() for face in faces])
+    splits = listed.splits
+    digests, reasons, kept = _read_all([face.path for faces in splits.values() for face in faces], decoder)
     good = {s: [replace(f, digest=digests[f.path]) for f in faces if f.path in digests] for s, faces in splits.items()}
     for split, faces in splits.items():
         bad = [face.path for face in faces if face.path in reasons]
         if len(bad) > MAX_BAD_SHARE * len(faces):
             share = f"{len(bad)} of {len(faces)} images in {split} can't be read, more than 5 %"
             raise UserError("bad-data", f"{share}; repair or delete them, first {bad[0]}: {reasons[bad[0]]}")
-        if lost := {face.label for face in faces} - {face.label for face in good[split]}:
-            raise UserError("no-images", f"no {CLASSES[min(lost)]} image of {split} can be read; add some")
-    good, notes = assign_identities(good, identity)
+    notes = listed.notes + ([f"{len(kept)} images are cut off; what is there is kept, first {kept[0]}"] if kept else [])
+    for split, faces in good.items():
+        notes += _check_classes(split, faces, listed.splits[split])
+    good, found = assign_identities(good, identity)
+    notes += found
     lines = sorted(f"{split} {face.label} {face.digest}" for split, faces in good.items() for face in faces)
     fingerprint = hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
     if UNSPLIT in good:
@@ -84,6 +96,18 @@ def check(
         train, dev = split_identities(good["train"], holdout, split_seed, "data.holdout")
         good = {"train": train, "dev": dev, "val": good["val"]}
     return FaceSet(good, sorted(reasons.items()), notes + _leaks(good), fingerprint)
+
+
+def _check_classes(split: str, readable: list[Face], given: list[Face]) -> list[str]:
+    """Return a note where only one class is left to report on; a `UserError` where that is not enough."""
+    absent = {0, 1} - {face.label for face in readable}
+    if not absent:
+        return []
+    name, where = CLASSES[min(absent)], "the images" if split == UNSPLIT else split
+    lost = " that can be read" if {0, 1} - absent != {face.label for face in given} else ""
+    if split in ("train", UNSPLIT) or not readable:
+        raise UserError("no-images", f"there is no {name} image in {where}{lost}; add some")
+    return [f"there is no {name} image in {split}{lost}: its macro-F1 has no value"]
 
 
 def check_split(identity: str | None, val_share: float, holdout: float, split_seed: int) -> None:
@@ -110,8 +134,14 @@ def _leaks(splits: Splits) -> list[str]:
     return notes
 
 
-def _read_all(paths: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the digest of each image that decodes and the reason for each that does not (never cached)."""
+def _read_all(paths: Iterable[str], decoder: Decoder) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Return the digest of each image that decodes, the reason for each that does not, and which ones are cut off.
+
+    Only the first are cached, and only those that are whole, so that each run names the others.
+    """
+    kept = []
+    how = "" if decoder.max_pixels == MAX_PIXELS else f"\0{decoder.max_pixels}"
+    how += "" if find_spec("pillow_heif") else "\0no HEIC"
     digests: dict[str, str] = {}
     reasons: dict[str, str] = {}
     unread: dict[str, bytes] = {}
@@ -122,7 +152,7 @@ def _read_all(paths: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
         except OSError as error:
             reasons[path] = reason(error)
             continue
-        key = os.fsencode(os.path.abspath(path)) + f"\0{state.st_size}\0{state.st_mtime_ns}".encode()
+        key = os.fsencode(os.path.abspath(path)) + f"\0{state.st_size}\0{state.st_mtime_ns}{how}".encode()
         if known := memory.get(key):
             digests[path] = known
         else:
@@ -131,11 +161,12 @@ def _read_all(paths: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and hashing let other threads run
         rest = iter(unread.items())
         while some := dict(islice(rest, 1000)):
-            for path, (digest, why) in zip(some, pool.map(_read_one, some)):
+            for path, (digest, why, cut_off) in zip(some, pool.map(partial(_read_one, decoder=decoder), some)):
                 bar.update()
                 (reasons if why else digests)[path] = why or digest
-            memory.put([(key, digests[path]) for path, key in some.items() if path in digests])
-    return digests, reasons
+                kept += [path] * cut_off
+            memory.put([(key, digests[path]) for path, key in some.items() if path in digests and path not in kept])
+    return digests, reasons, kept
 
 
 class _Memory:
@@ -163,11 +194,11 @@ class _Memory:
             self.file.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?)", rows)
 
 
-def _read_one(path: str) -> tuple[str, str]:
+def _read_one(path: str, decoder: Decoder) -> tuple[str, str, bool]:
     try:
-        load_rgb(path)
-        return content_digest(Path(path).read_bytes()), ""
+        cut_off = bool(decoder.load(path).info.get("truncated"))
+        return content_digest(Path(path).read_bytes()), "", cut_off
     except ImageError as error:
-        return "", str(error)
+        return "", str(error), False
     except OSError as error:
-        return "", reason(error)
+        return "", reason(error), False

@@ -26,7 +26,7 @@ def render(model: str, about: str, metrics: Mapping[str, Any], images: Sequence[
         means=metrics["mean_over_corruptions"],
         severity=MID_SEVERITY,
         reported=reported,
-        worst=min(reported, key=lambda name: reported[name]["f1_macro"]),
+        worst=min(reported, key=lambda name: reported[name]["f1_macro"]) if females and males else None,
         always_male=males / (2 * males + females),  # F1 = 2 TP / (2 TP + FP + FN) of male, and 0 of female
         mistakes=[row | {"file": "/".join(Path(row["path"]).parts[-2:])} for row in mistakes],
         images=[(b64encode(png).decode(), caption) for png, caption in images],

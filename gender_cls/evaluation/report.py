@@ -2,7 +2,7 @@
 
   python -m gender_cls.evaluation.report data.root=DIR                    the newest model, on DIR/val
   python -m gender_cls.evaluation.report model=FILE data.root=DIR         DIR/val/{female,male}
-  python -m gender_cls.evaluation.report model=FILE data.csv=FILE         a CSV with the columns path and label
+  python -m gender_cls.evaluation.report model=FILE data.csv=FILE         a table with the columns path and label
 
 Each image of val is predicted as it is and under seven corruptions of five severities, the same ones in every report.
 The result is a folder: report.html (all in one file), the plots as PNG, metrics.json and predictions.csv.
@@ -10,11 +10,13 @@ The result is a folder: report.html (all in one file), the plots as PNG, metrics
 keys:
   model=FILE              a Binary_Classification_model.pth; by default the newest one below runs/
   data.root=DIR           or data.csv=FILE: the images
-  data.group=COLUMN       of the CSV: metrics for each value, and the gap between best and worst (default: group)
+  data.classes=MAP        names of the classes, such as '{female: [f], male: [m]}' (default: as in the run that trained
+                          the model)
+  data.group=COLUMN       of the table: metrics for each value, and the gap between best and worst (default: group)
   data.report_exclude=RE  also report metrics without the files whose name, less its suffix, matches this regular
                           expression (default: as in the run that trained the model; null for none)
   out=DIR                 output folder; default: report_<name of the data>/ beside the model
-  features.dir=DIR        folder of the stored features (default: as in the run that trained the model)
+  features.dir=DIR        folder of the stored features (default: $XDG_CACHE_HOME/gender_cls or ~/.cache/gender_cls)
 
 Metrics are too good on images or identities that the model was trained on. Identities, and val if the data bring no
 split, are found as in the run that trained the model.
@@ -29,27 +31,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from gender_cls.data.identities import IDENTITY
-from gender_cls.data.sources import UNSPLIT, folder, manifest
+from gender_cls.data.sources import UNSPLIT, class_names, folder, manifest
 from gender_cls.data.validation import check
-from gender_cls.errors import UserError, check_regex, writing
+from gender_cls.errors import UserError, check_regex, printable, writing
 from gender_cls.evaluation.page import render
 from gender_cls.evaluation.reliability import measure_calibration
 from gender_cls.evaluation.report_plots import draw_all
 from gender_cls.evaluation.robustness import Predictions, measure, predict_conditions
 from gender_cls.evaluation.tables import corruption_report, describe_data
 from gender_cls.features.extractor import Extractor, FeatureOptions
-from gender_cls.files import replacing
+from gender_cls.files import replacing, user_path
 from gender_cls.inference.arguments import parse_arguments, run_main
 from gender_cls.inference.predictor import Predictor, newest_model
 from gender_cls.models.zoo import describe_weights
+from gender_cls.transforms.decode import MAX_PIXELS, Decoder
 
 PAGE = "report.html"
 COMMAND = "python -m gender_cls.evaluation.report"
-KEYS = ("model", "data.root", "data.csv", "data.group", "data.report_exclude", "out", "features.dir")
+KEYS = ("model", "data.root", "data.csv", "data.classes", "data.group", "data.report_exclude", "out", "features.dir")
+PATHS = ("model", "data.root", "data.csv", "out", "features.dir")
 USUAL = {"identity": IDENTITY, "val_share": 0.2, "split_seed": 0, "group": "group", "report_exclude": None}  # of data
+USUAL |= {"classes": None, "truncated": "refuse", "max_pixels": MAX_PIXELS}
 
 
 @dataclass
@@ -74,7 +80,9 @@ class Report:
         """Write the files, each whole or not at all, over those of an earlier report."""
         images = [(_png(image), caption) for image, caption in self.plots.values()]
         contents = {
-            PAGE: render(self.model, self.about, self.metrics, images).encode(errors="replace"),  # marks the folder
+            PAGE: render("/".join(Path(self.model).parts[-2:]), self.about, self.metrics, images).encode(
+                errors="replace"
+            ),  # marks the folder
             "predictions.csv": self.predictions.to_csv().encode(errors="surrogateescape"),
             "metrics.json": json.dumps({"about": self.about, **self.metrics}, indent=2).encode(),
             **{f"{name}.png": png for name, (png, _) in zip(self.plots, images)},
@@ -136,9 +144,10 @@ def main(arguments: list[str]) -> int:
     given = {key: values[0] for key, values in parse_arguments(arguments, KEYS, (), COMMAND).items() if values}
     if ("data.root" in given) == ("data.csv" in given):
         raise UserError("conflict", f"give either data.root=DIR or data.csv=FILE; see {COMMAND} --help")
+    given |= {key: user_path(given[key]) for key in PATHS if key in given}
     model = Path(given.get("model") or newest_model())
     predictor = Predictor(model)
-    print(f"model: {model}{predictor.note}")
+    print(f"model: {printable(str(model))}{predictor.note}")
     known = predictor.facts.get("report", {})
     options = {**USUAL, "report_exclude": known.get("without"), **known}  # the older name of report_exclude
     exclude = given.get("data.report_exclude", options["report_exclude"])
@@ -147,32 +156,42 @@ def main(arguments: list[str]) -> int:
     source = Path(given.get("data.root") or given["data.csv"])
     out = Path(given.get("out") or model.parent / f"report_{source.resolve().stem}")
     make_folder(out)
+    classes = class_names(_parse_classes(given["data.classes"]) if "data.classes" in given else options["classes"])
     if "data.csv" in given:
-        splits = manifest(source, given.get("data.group", options["group"]), needed=("val",))
+        listed = manifest(source, given.get("data.group", options["group"]), ("val",), classes)
     elif "data.group" in given:
-        raise UserError("conflict", "data.group= names a column of a CSV; give data.csv=FILE")
+        raise UserError("conflict", "data.group= names a column of a table; give data.csv=FILE")
     else:
-        splits = folder(source, needed=("train", "val") if (source / "train").is_dir() else ("val",))
-    if UNSPLIT in splits:
-        print("the CSV has no column split: this report is on the part that training holds out as val")
-    faces = check(splits, options["identity"], options["val_share"], split_seed=options["split_seed"])
+        listed = folder(source, ("train", "val") if (source / "train").is_dir() else ("val",), classes)
+    if UNSPLIT in listed.splits:
+        print("the data bring no split: this report is on the part that training holds out as val")
+    decoder = Decoder(options["truncated"], options["max_pixels"])
+    split = {"val_share": options["val_share"], "split_seed": options["split_seed"]}
+    faces = check(listed, options["identity"], **split, decoder=decoder)
     print(describe_data(faces))
-    extractor = _extractor(predictor, given.get("features.dir"))
-    val = faces.splits["val"]
-    predictions = predict_conditions(predictor.network, predictor.preprocessing, val, extractor, os.cpu_count() or 1)
+    extractor = _extractor(predictor, given.get("features.dir"), decoder)
+    network, val, workers = predictor.network, faces.splits["val"], os.cpu_count() or 1
+    predictions = predict_conditions(network, predictor.preprocessing, val, extractor, workers, source)
     weights = predictor.facts.get("weights", {"name": "unknown"})["name"]
     report = build(predictions, str(model), describe_source(source, weights), exclude, predictor.calibration)
     report.save(out)
-    print(f"\n{corruption_report(report.metrics)}\n{out / PAGE}")
+    print(f"\n{corruption_report(report.metrics)}\n{printable(str(out / PAGE))}")
     return 0
 
 
-def _extractor(predictor: Predictor, folder: str | None) -> Extractor:
+def _parse_classes(given: str) -> dict[str, Any]:
+    try:
+        return dict(OmegaConf.to_container(OmegaConf.create(given)))  # type: ignore[arg-type]
+    except Exception as error:  # of a YAML parser
+        example = "{female: [f, woman], male: [m, man]}"
+        raise UserError("bad-value", f"data.classes={given}: give names by class, such as {example}") from error
+
+
+def _extractor(predictor: Predictor, folder: str | None, decoder: Decoder) -> Extractor:
     known = predictor.facts.get("features", {})  # the options of the run that trained the model
-    options = {key: known[key] for key in ("dir", "precision", "dtype", "engine") if key in known}
-    options |= {"dir": folder} if folder else {}
+    options = {key: known[key] for key in ("precision", "dtype", "engine") if key in known}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Extractor(predictor.network, FeatureOptions(**options), device)
+    return Extractor(predictor.network, FeatureOptions(folder, **options), device, decoder)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from gender_cls.errors import ImageError
 from gender_cls.evaluation import plots
 from gender_cls.evaluation.calibration import coverage
 from gender_cls.inference.draw import contact_sheet
 from gender_cls.transforms.corruptions import MAX_SIDE
-from gender_cls.transforms.decode import ImageError, load_rgb
 from gender_cls.transforms.views import CONDITIONS, MID_SEVERITY, REPORTED, corrupted
 
 if TYPE_CHECKING:
@@ -42,13 +42,17 @@ def _figures(predictions: "Predictions", metrics: Mapping[str, Any]) -> dict[str
     by_severity = {name: [clean, *rows.values()] for name, rows in every.items()}
     probabilities = {name: predictions.probabilities[number] for name, number in REPORTED.items()}
     labels = torch.from_numpy(predictions.labels)
-    figures = {
-        "severity": (plots.plot_severity(by_severity), "F1 by severity of the corruption"),
-        "confusion": (plots.plot_confusion(reported), f"Confusion matrices (counts, and % of the label), {WHERE}"),
-        "roc": (plots.plot_roc(probabilities, labels), f"ROC curves, {WHERE}"),
-        "precision_recall": (plots.plot_precision_recall(probabilities, labels), f"Precision and recall, {WHERE}"),
-        "scores": (plots.plot_scores(probabilities, labels), f"Probabilities of male by label, {WHERE}"),
-    }
+    figures = {}
+    both = clean["f1_macro"] is not None  # labels
+    if both:
+        figures["severity"] = plots.plot_severity(by_severity), "F1 by severity of the corruption"
+    caption = f"Confusion matrices (counts, and % of the label), {WHERE}"
+    figures["confusion"] = plots.plot_confusion(reported), caption
+    if both:
+        figures["roc"] = plots.plot_roc(probabilities, labels), f"ROC curves, {WHERE}"
+        caption = f"Precision and recall, {WHERE}"
+        figures["precision_recall"] = plots.plot_precision_recall(probabilities, labels), caption
+    figures["scores"] = plots.plot_scores(probabilities, labels), f"Probabilities of male by label, {WHERE}"
     if calibration:
         prior, logits = calibration["prior"], predictions.logits
         curves = {name: coverage(logits[number], predictions.labels, prior)[:2] for name, number in REPORTED.items()}
@@ -62,13 +66,13 @@ def _figures(predictions: "Predictions", metrics: Mapping[str, Any]) -> dict[str
 
 
 def _sheet(predictions: "Predictions", mistakes: Sequence[Mapping[str, Any]]) -> Image.Image:
-    faces = {face.path: face for face in predictions.faces}
+    faces = dict(zip(predictions.paths, predictions.faces))
     tiles = []
     for row in mistakes:
         face = faces[row["path"]]
         number = CONDITIONS.index((row["condition"], MID_SEVERITY if row["condition"] != "clean" else 0))
         try:
-            image = corrupted(load_rgb(face.path), face.digest, number)
+            image = corrupted(predictions.decoder.load(face.path), face.digest, number)
         except ImageError:  # it was deleted in the meantime
             image = Image.new("RGB", (8, 8), "white")
         image.thumbnail((MAX_SIDE, MAX_SIDE))

@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from gender_cls.errors import UserError
 from gender_cls.evaluation.metrics import Evaluation
 from gender_cls.features.extractor import Extractor
 from gender_cls.features.store import Store
+from gender_cls.files import relative_paths
 from gender_cls.inference.journal import safe_cell
 from gender_cls.labels import CLASSES
 from gender_cls.models.network import GenderNet
 from gender_cls.transforms.corruptions import CORRUPTIONS, SEVERITIES
+from gender_cls.transforms.decode import Decoder
 from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import CLEAN, CONDITIONS, MID_SEVERITY, REPORTED, EvaluationViews
 
@@ -39,12 +41,17 @@ class Predictions:
     Attributes:
         faces: Faces (N).
         logits: Logits (len(CONDITIONS), N).
+        folder: Folder of the data, which paths are given relative to.
+        decoder: How images are decoded.
     """
 
     faces: list[Face]
     logits: torch.Tensor
+    folder: Path = Path()
+    decoder: Decoder = field(default_factory=Decoder)
 
     def __post_init__(self) -> None:
+        self.paths = relative_paths([face.path for face in self.faces], self.folder)
         self.probabilities = self.logits.sigmoid()
         self.labels = np.array([face.label for face in self.faces])
         self.identities = [face.identity for face in self.faces]
@@ -55,16 +62,23 @@ class Predictions:
         rows = csv.writer(text)
         conditions = [f"{name}_{severity}" if severity else name for name, severity in CONDITIONS]
         rows.writerow(("path", "label", "identity", "group", *conditions))
-        for face, p_male in zip(self.faces, self.probabilities.T.tolist()):
-            known = (face.path, CLASSES[face.label], face.identity, face.group)
+        for path, face, p_male in zip(self.paths, self.faces, self.probabilities.T.tolist()):
+            known = (path, CLASSES[face.label], face.identity, face.group)
             rows.writerow((*map(safe_cell, known), *(f"{p:.6f}" for p in p_male)))
         return text.getvalue()
 
 
 def predict_conditions(
-    network: GenderNet, preprocessing: Preprocessing, faces: Sequence[Face], extractor: Extractor, num_workers: int
+    network: GenderNet,
+    preprocessing: Preprocessing,
+    faces: Sequence[Face],
+    extractor: Extractor,
+    num_workers: int,
+    source: Path = Path(),
 ) -> Predictions:
     """Predict faces in every condition; more than `MAX_IMAGES` are sampled down to about that many, by identity.
+
+    `source` is the folder or table of the data, whose folder the paths in a report are relative to.
 
     Raises:
         UserError: If none of the images can be read any more.
@@ -80,7 +94,8 @@ def predict_conditions(
         raise UserError("no-images", "no image of val can be read any more; are the files still there?")
     head = deepcopy(network.head).cpu()
     logits = torch.stack([logits_of(head, store, row) for row in places[:, stored]])
-    return Predictions([face for face, keep in zip(faces, stored) if keep], logits)
+    folder = source if source.is_dir() else source.parent
+    return Predictions([face for face, keep in zip(faces, stored) if keep], logits, folder, extractor.decoder)
 
 
 def logits_of(head: nn.Linear, store: Store, places: np.ndarray) -> torch.Tensor:
@@ -131,8 +146,8 @@ def mistakes(predictions: Predictions, conditions: list[int]) -> list[dict[str, 
         condition, face = conditions[int(which[index])], predictions.faces[index]
         p_male = float(predictions.probabilities[condition, index])
         if (p_male > 0.5) != face.label:
-            found = {"path": face.path, "label": CLASSES[face.label], "prediction": CLASSES[p_male > 0.5]}
-            rows.append({**found, "p_male": round(p_male, 6), "condition": CONDITIONS[condition][0]})
+            found = {"label": CLASSES[face.label], "prediction": CLASSES[p_male > 0.5], "p_male": round(p_male, 6)}
+            rows.append({"path": predictions.paths[index], **found, "condition": CONDITIONS[condition][0]})
     return rows
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gender_cls.errors import printable
 from gender_cls.evaluation.calibration import is_blind
 from gender_cls.evaluation.metrics import RESAMPLES
 from gender_cls.labels import CLASSES
@@ -39,10 +40,10 @@ def describe_data(faces: "FaceSet") -> str:
     counts = faces.counts()
     lines = [table(list(counts[0]), [list(row.values()) for row in counts])]
     lines.append(f"female = 0, male = 1; skipped {len(faces.skipped)}; data fingerprint {faces.fingerprint}")
-    lines += [f"skipped {path}: {reason}" for path, reason in faces.skipped[:SHOWN]]
+    lines += [printable(f"skipped {path}: {reason}") for path, reason in faces.skipped[:SHOWN]]
     if len(faces.skipped) > SHOWN:
         lines.append(f"... and {len(faces.skipped) - SHOWN} more, all listed in metrics.json")
-    return "\n".join(lines + [f"note: {note}" for note in faces.notes])
+    return "\n".join(lines + [printable(f"note: {note}") for note in faces.notes])
 
 
 def classification_report(split: str, metrics: Mapping[str, Any]) -> str:
@@ -99,6 +100,8 @@ def calibration_report(calibration: Mapping[str, Any]) -> str:
 def corruption_report(metrics: Mapping[str, Any]) -> str:
     """Format macro-F1 by corruption and severity, from the metrics of `robustness.measure`."""
     rows = {**metrics["corrupted"], "mean over corruptions": metrics["mean_over_corruptions"]}
+    if metrics["clean"]["f1_macro"] is None:
+        return "no macro-F1: all images have the same label"
     header = ("macro-F1 at severity", *map(str, metrics["mean_over_corruptions"]))
     body = table(header, [[name, *(values["f1_macro"] for values in row.values())] for name, row in rows.items()])
     return (

@@ -15,19 +15,19 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from gender_cls.errors import check_choice, check_extra, reason
+from gender_cls.errors import ImageError, check_choice, check_extra, printable, reason
 from gender_cls.features.store import DIGEST, Store
 from gender_cls.files import cache_folder
 from gender_cls.models.backbones import Backbone, best_precision, openvino_backbone, torch_backbone
 from gender_cls.models.network import GenderNet
-from gender_cls.transforms.decode import ImageError, content_digest, load_rgb
+from gender_cls.transforms.decode import Decoder, content_digest
 from gender_cls.transforms.views import Views
 
 log = logging.getLogger(__name__)
 
 SHARD_IMAGES = 256  # what a killed extraction loses at most: half a minute on two cores
 BATCH, GPU_BATCH = 18, 256  # views that go through the backbone at once; in small batches malloc reuses its blocks
-VERSION = 1  # to be raised when equal facts come to mean other features
+VERSION = 2  # to be raised when equal facts come to mean other features
 
 Wanted = Mapping[bytes, tuple[int, ...]]  # numbers of the views of each image, by its digest
 Block = tuple[tuple[int, ...], list[bytes]]  # views by number, of images by digest: one pass through the backbone
@@ -67,15 +67,20 @@ class Extractor:
         network: Network whose frozen backbone is used.
         options: How features are computed, and where they are stored.
         device: Device of the torch engine.
+        decoder: How images are decoded.
 
     Attributes:
         how: Facts that name the stores besides those of the backbone and the views.
     """
 
     def __init__(
-        self, network: GenderNet, options: FeatureOptions = FeatureOptions(), device: str | torch.device = "cpu"
+        self,
+        network: GenderNet,
+        options: FeatureOptions = FeatureOptions(),
+        device: str | torch.device = "cpu",
+        decoder: Decoder = Decoder(),
     ) -> None:
-        self.network = network
+        self.network, self.decoder = network, decoder
         self.folder = options.dir or cache_folder()
         self.dtype = getattr(torch, options.dtype)
         self.device = torch.device(device if options.engine == "torch" else "cpu")
@@ -124,7 +129,8 @@ class Extractor:
         in_workers = self.device.type == "cpu"
         backbone = None if in_workers else build()
         plan = _plan(missing, BATCH if in_workers else GPU_BATCH)
-        blocks = _Blocks([block for shard in plan for block in shard], images, views, build if in_workers else None)
+        planned = [block for shard in plan for block in shard]
+        blocks = _Blocks(planned, images, views, self.decoder, build if in_workers else None)
         computed = iter(DataLoader(blocks, batch_size=None, num_workers=min(num_workers, len(blocks))))
         total = sum(map(len, missing.values()))
         print(f"computing features of {total} {views.facts['of']} views of {len(missing)} images to {store.folder}")
@@ -151,6 +157,7 @@ class _Blocks(Dataset[tuple[list[bytes], torch.Tensor]]):
     blocks: list[Block]
     images: dict[bytes, str]
     views: Views
+    decoder: Decoder
     build: Callable[[], Backbone] | None
     backbone: Backbone | None = None
 
@@ -165,22 +172,21 @@ class _Blocks(Dataset[tuple[list[bytes], torch.Tensor]]):
         for digest in digests:
             path = self.images[digest]
             try:
-                views[digest] = self.views(_load(path, digest.decode()), digest.decode(), columns)
+                views[digest] = self.views(self._load(path, digest.decode()), digest.decode(), columns)
             except ImageError as error:
-                log.warning("left out: %s: %s", path, error)
+                log.warning("left out: %s: %s", printable(path), error)
         output = torch.cat(list(views.values())) if views else torch.empty(0)
         return list(views), _in_batches(self.backbone, output, BATCH) if self.backbone and views else output
 
-
-def _load(path: str, digest: str) -> Image.Image:
-    """Decode a file whose content has the digest, so that no features are stored under the digest of another."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(reason(error)) from error
-    if content_digest(content) != digest:
-        raise ImageError("changed since it was checked")
-    return load_rgb(path, content)
+    def _load(self, path: str, digest: str) -> Image.Image:
+        """Decode a file whose content has the digest, so that no features are stored under the digest of another."""
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise ImageError(reason(error)) from error
+        if content_digest(content) != digest:
+            raise ImageError("changed since it was checked")
+        return self.decoder.load(path, content)
 
 
 def _in_batches(backbone: Backbone, views: torch.Tensor, size: int) -> torch.Tensor:

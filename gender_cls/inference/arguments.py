@@ -39,11 +39,6 @@ def parse_arguments(
     return values
 
 
-def printable(text: str) -> str:
-    """Return the text with everything escaped that a terminal would not print but obey."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
-
-
 def command(verb: str) -> str:
     """Return how to start `predict` or `train`: by the console script if this process was started by one."""
     return f"gender-cls-{verb}" if Path(sys.argv[0]).name.startswith("gender-cls-") else f"python {verb}.py"

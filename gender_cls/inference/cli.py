@@ -15,13 +15,15 @@ the line "model:" names. Everything after the first = is taken literally: bracke
 
 keys:
   img=PATH           an image, a folder, a pattern, @LIST or -; may be repeated. A list holds one path per line, or is a
-                     CSV with a column `path`
+                     CSV or Parquet file with a column `path`
   model=FILE         a Binary_Classification_model.pth, .safetensors or .onnx (default: the newest .pth below runs/)
-  out=FILE           write a table with path, label, confidence, p_male and error instead of lines; unfinished rows are
-                     kept beside it, and the same command continues a killed run
+  out=FILE           write a table with path, label, confidence, p_male, error and note instead of lines; unfinished
+                     rows are kept beside it, and the same command continues a killed run
   montage=FILE       also draw the first 60 images with their predictions, as PNG
   min_confidence=90  label an image `unsure` if the confidence is below this, in %, 50 to 100 (default: never)
   prior=0.8          share of male images to predict for (default: the one of the calibration, usually 0.5)
+  truncated=keep     predict also for files that are cut off, by what is there, with a note (default: refuse)
+  max_pixels=N       largest image, in pixels (default: 100000000; a JPEG may be larger)
   precision=fp32     fp32 also for many images (default: auto, bf16 for 64 or more if the hardware computes with it)
 
 The exit code is 0 if every image got a prediction, else 1.
@@ -37,14 +39,16 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from gender_cls.errors import UserError, writing
-from gender_cls.files import replacing
-from gender_cls.inference.arguments import command, parse_arguments, printable, run_main
+from gender_cls.errors import ImageError, UserError, printable, writing
+from gender_cls.files import replacing, user_path
+from gender_cls.inference.arguments import command, parse_arguments, run_main
 from gender_cls.inference.inputs import expand
 from gender_cls.inference.journal import Journal, Row, check_table
 from gender_cls.inference.predictor import CHUNK, Prediction, Predictor, newest_model
+from gender_cls.transforms.decode import MAX_PIXELS
+from gender_cls.transforms.listing import ignored_note
 
-KEYS = ("img", "model", "out", "montage", "min_confidence", "prior", "precision")
+KEYS = ("img", "model", "out", "montage", "min_confidence", "prior", "truncated", "max_pixels", "precision")
 MONTAGE_IMAGES = 60
 
 
@@ -62,19 +66,24 @@ def main(arguments: list[str]) -> int:
     options = {key: values[0] for key, values in given.items() if values}
     if "img" not in options:
         raise UserError("no-images", f"no image is given; give img=PATH, see {command('predict')} --help")
-    paths = [path for pattern in given["img"] for path in expand(pattern)]
+    options |= {key: user_path(options[key]) for key in ("model", "out", "montage") if key in options}
+    listings = [expand(pattern) for pattern in given["img"]]
+    paths = [path for listing in listings for path in listing.paths]
+    if note := ignored_note(sum((listing.ignored for listing in listings), Counter())):
+        print(note, file=sys.stderr)
     threshold, prior = _number(options, "min_confidence"), _number(options, "prior")
     if threshold is not None and not 50 <= threshold <= 100:
         raise UserError("bad-value", f"min_confidence={options['min_confidence']}: give a number from 50 to 100, in %")
     _check_outputs(options, given["img"], paths)
     model, precision = options.get("model") or newest_model(), options.get("precision", "auto")
-    predictor = Predictor(model, prior, precision)
+    truncated, max_pixels = options.get("truncated", "refuse"), _whole_number(options, "max_pixels")
+    predictor = Predictor(model, prior, precision, truncated=truncated, max_pixels=max_pixels)
     print(f"model: {printable(model)}{predictor.note}", file=sys.stderr)
     started = time.monotonic()
     if "out" in options:
         with open(model, "rb") as file:
             key = hashlib.file_digest(file, "blake2b")
-        key.update(repr((predictor.facts, prior, threshold, precision)).encode())
+        key.update(repr((predictor.facts, prior, threshold, precision, predictor.decoder)).encode())
         journal = Journal(Path(options["out"]), key.hexdigest()[:12], paths, CHUNK)
         labels = _write_table(predictor, paths, journal, threshold or 0)
     else:
@@ -105,6 +114,13 @@ def _number(options: dict[str, str], key: str) -> float | None:
         raise UserError("bad-value", f"{key}={options[key]} is not a number; see {command('predict')} --help") from None
 
 
+def _whole_number(options: dict[str, str], key: str) -> int:
+    given = options.get(key, str(MAX_PIXELS))
+    if not given.isdecimal():
+        raise UserError("bad-value", f"{key}={given}: give an integer of at least 1")
+    return int(given)
+
+
 def _label(prediction: Prediction, min_confidence: float) -> str:
     unsure = prediction.confidence is not None and prediction.confidence < min_confidence
     return "unsure" if unsure else prediction.label
@@ -119,7 +135,8 @@ def _line(prediction: Prediction, min_confidence: float) -> str:
     if prediction.error:
         return f"error: {printable(prediction.error)}"
     label, confidence = _label(prediction, min_confidence), f"{_rounded_down(prediction.confidence, 1)} %"
-    return f"{label}  ({prediction.label} {confidence})" if label == "unsure" else f"{label}  {confidence}"
+    said = f"{label}  ({prediction.label} {confidence})" if label == "unsure" else f"{label}  {confidence}"
+    return f"{said}  ({prediction.note})" if prediction.note else said
 
 
 def _print_lines(predictions: Iterator[Prediction], min_confidence: float) -> Counter[str]:
@@ -137,7 +154,7 @@ def _write_table(predictor: Predictor, paths: Sequence[str], journal: Journal, m
     def row(prediction: Prediction) -> Row:
         failed = bool(prediction.error)
         numbers = ("", "") if failed else (_rounded_down(prediction.confidence, 2), f"{prediction.p_male:.6f}")
-        return (prediction.path, _label(prediction, min_confidence), *numbers, prediction.error)
+        return (prediction.path, _label(prediction, min_confidence), *numbers, prediction.error, prediction.note)
 
     if done := len(journal):
         print(f"continuing after {done} rows of an earlier run", file=sys.stderr)
@@ -160,12 +177,11 @@ def _write_table(predictor: Predictor, paths: Sequence[str], journal: Journal, m
 
 def _draw_montage(file: Path, predictor: Predictor, paths: Sequence[str], min_confidence: float) -> None:
     from gender_cls.inference.draw import TILE, contact_sheet
-    from gender_cls.transforms.decode import ImageError, load_rgb
 
     tiles = []
     for prediction in predictor.predict(paths):
         try:
-            image = load_rgb(prediction.path)
+            image = predictor.decoder.load(prediction.path)
         except ImageError:
             continue  # its error has been reported
         image.thumbnail((TILE, TILE))  # sixty photos of full size may take all memory

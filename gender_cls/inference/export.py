@@ -12,6 +12,7 @@ predict.py takes both. ONNX needs the extra: pip install -e ".[onnx]"
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,9 +25,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from gender_cls.errors import UserError, check_extra, writing
-from gender_cls.files import replacing, write_text
-from gender_cls.inference.arguments import command, parse_arguments, printable, run_main
+from gender_cls.errors import UserError, check_extra, printable, writing
+from gender_cls.files import replacing, user_path, write_text
+from gender_cls.inference.arguments import command, parse_arguments, run_main
 from gender_cls.inference.model_card import model_card
 from gender_cls.inference.predictor import MODEL_NAME, Predictor, newest_model
 from gender_cls.inference.runtimes import OnnxRuntime
@@ -102,6 +103,8 @@ def to_onnx(predictor: Predictor, path: Path) -> None:
         verbose=False,
     )
     assert program
+    for node in program.model.graph:
+        node.metadata_props.clear()  # where in which file of this machine it comes from
     program.model.metadata_props["facts"] = json.dumps(predictor.facts)
     with replacing(path) as unfinished:
         program.save(unfinished)
@@ -136,7 +139,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     given = parse_arguments(arguments, ("model", "to"), (), COMMAND)
-    path = Path(*given["to"])
+    path = Path(*map(user_path, given["to"]))
     if path.suffix not in (".onnx", ".safetensors"):
         raise UserError("bad-value", f"give to=FILE that ends in .onnx or .safetensors; see {COMMAND} --help")
     model = given["model"][0] if given["model"] else newest_model()
@@ -146,7 +149,7 @@ def main(arguments: list[str]) -> int:
     print(f"model: {printable(model)}{predictor.note}")
     with writing(f"to={path}"):
         (to_onnx if path.suffix == ".onnx" else to_safetensors)(predictor, path)
-    print(f"{command('predict')} model={path} img=photo.jpg")
+    print(shlex.join([*command("predict").split(), f"model={path}", "img=photo.jpg"]))
     return 0
 
 

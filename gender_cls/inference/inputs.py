@@ -1,22 +1,23 @@
 """The images that the arguments img=... name."""
 
-import csv
 import glob
 import os
 import sys
-from io import StringIO
+from io import BytesIO
 from pathlib import Path
 
 from gender_cls.errors import UserError, unreadable
-from gender_cls.transforms.decode import list_images
+from gender_cls.files import stream_kind, user_path
+from gender_cls.manifests import PARQUET, UTF_16, locate, read_table, read_text
+from gender_cls.transforms.listing import SYSTEM, Listing, list_images
 
 
-def expand(given: str) -> list[str]:
-    """Return the images that an argument names, in order.
+def expand(given: str) -> Listing:
+    """Return the images that an argument names, in order, and what of a folder is ignored.
 
     Args:
         given: A file; a folder, for every image below it; a pattern such as `photos/**/*.jpg`, unless a file has that
-            name; `@FILE` for a list with one path per line or a CSV with the column path, relative to the list's
+            name; `@FILE` for a list with one path per line or a table with the column path, relative to the list's
             folder; or `-` for such a list from standard input, relative to the working directory. A list that holds a
             NUL is split at NULs, not at line ends, as `find -print0` writes it.
 
@@ -24,50 +25,50 @@ def expand(given: str) -> list[str]:
         UserError: There is no image, or the list can't be read.
     """
     if given == "-":
-        return _parse_list(sys.stdin.buffer.read(), "", "img=-")
-    if given.startswith("@") and not os.path.lexists(given):
-        file = Path(given[1:])
+        return Listing(_parse_list(sys.stdin.buffer.read(), "", "img=-"))
+    path = user_path(given)
+    if given.startswith("@") and not os.path.lexists(path):
+        file = user_path(given[1:])
         try:
-            return _parse_list(file.read_bytes(), os.path.dirname(file), f"img={given}")
+            content = Path(file).read_bytes()
         except OSError as error:
             raise unreadable(f"img={given}", error) from error
-    if os.path.isdir(given):
-        if paths := list_images(given):
-            return paths
-        raise UserError("no-images", f"img={given} holds no file with the suffix of an image; name the file itself")
-    if glob.has_magic(given) and not os.path.lexists(given):
-        if paths := _matching(given):
-            return paths
+        return Listing(_parse_list(content, os.path.dirname(file), f"img={given}"))
+    if os.path.isdir(path):
+        listing = list_images(path)
+        if not listing.paths:
+            raise UserError("no-images", f"img={given} holds no image; name the file itself")
+        return listing
+    if glob.has_magic(path) and not os.path.lexists(path):
+        if paths := _matching(path):
+            return Listing(paths)
         raise UserError("not-found", f"img={given}: no file has that name or matches that pattern")
-    return [given]
+    return Listing([path])
 
 
 def _matching(pattern: str) -> list[str]:
-    """Return the files that match, without hidden ones; `**` does not follow links, which may be circular."""
+    """Return the files that match, without hidden and `SYSTEM` ones; `**` follows no links, which may be circular."""
     anchor = Path(pattern).anchor
     try:
         found = sorted(Path(anchor or ".").glob(pattern[len(anchor) :]))
     except ValueError as error:
         raise UserError("bad-value", f"img={pattern}: {str(error).lower()}") from error
     named = set(Path(pattern).parts)
-    shown = (path for path in found if not any(part.startswith(".") for part in set(path.parts) - named))
+    shown = (p for p in found if not any(part.startswith(".") or part in SYSTEM for part in set(p.parts) - named))
     return [str(path) for path in shown if not path.is_dir()]
 
 
 def _parse_list(content: bytes, folder: str, source: str) -> list[str]:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # as PowerShell redirects
-        content = content.decode("utf-16", errors="replace").encode()
-    text = os.fsdecode(content).removeprefix("\ufeff")
-    if "\0" in text:
-        names = text.split("\0")
-    elif (rows := list(csv.reader(StringIO(text, newline="")))) and "path" in rows[0]:
-        column = rows[0].index("path")
-        if short := [number for number, row in enumerate(rows, 1) if row and len(row) <= column]:
-            raise UserError("bad-data", f"{source}: row {short[0]} has no path; complete or delete it")
-        names = [row[column] for row in rows[1:] if row]
+    if b"\0" in content and not content.startswith((PARQUET, *UTF_16)) and not stream_kind(BytesIO(content)):
+        names = os.fsdecode(content).split("\0")
+    elif "path" in (table := read_table(content, source)).columns:
+        names = [row["path"] for _, row in table.rows]
+        if empty := [where for where, row in table.rows if not row["path"].strip()]:
+            raise UserError("bad-data", f"{source} {empty[0]} has no path; complete or delete it")
     else:
-        names = [line.removesuffix("\r") for line in text.split("\n")]
-    paths = [os.path.join(folder, name) for name in names if name]
+        names = [line.removesuffix("\r") for line in read_text(content, source).split("\n")]
+    paths = [locate(folder, name) for name in names if name.strip()]
     if not paths:
-        raise UserError("no-images", f"{source} names no image; give one path per line, or a CSV with the column path")
+        way_out = "give one path per line, or a table with the column path"
+        raise UserError("no-images", f"{source} names no image; {way_out}")
     return paths

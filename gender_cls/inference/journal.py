@@ -15,11 +15,11 @@ from filelock import FileLock, Timeout
 
 from gender_cls.errors import UserError, check_extra, reason
 
-COLUMNS = ("path", "label", "confidence", "p_male", "error")
+COLUMNS = ("path", "label", "confidence", "p_male", "error", "note")
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet takes a cell that starts so for a formula
 PARQUET_ROWS = 10_000  # written at once
-Row = tuple[str, str, str, str, str]  # as COLUMNS; numbers as text, empty after an error
+Row = tuple[str, str, str, str, str, str]  # as COLUMNS; numbers as text, empty after an error
 
 
 def check_table(out: Path) -> None:
@@ -73,7 +73,7 @@ class Journal:
 
     def write(self, rows: Iterable[Row]) -> None:
         """Add rows."""
-        safe = [(safe_cell(path), label, *rest, safe_cell(error)) for path, label, *rest, error in rows]
+        safe = [(safe_cell(path), label, *rest, safe_cell(error), note) for path, label, *rest, error, note in rows]
         with self._failing(), _open(self.file, "a") as file:
             csv.writer(file).writerows(safe)
         self.labels.update(row[1] for row in safe)  # only once they are written
@@ -93,8 +93,9 @@ class Journal:
         """Release the lock and delete a file without rows."""
         if not len(self) and self.file.exists() and next(self._read(), None) is None:
             self.file.unlink()
-        Path(self.lock.lock_file).unlink(missing_ok=True)
         self.lock.release()
+        with suppress(OSError):  # Windows does not delete what another run has just opened
+            Path(self.lock.lock_file).unlink()
 
     def _mismatch(self, file: Path, of: str) -> UserError:
         return UserError("resume-mismatch", f"out={self.out}: {file} holds unfinished rows of {of}, or delete the file")
@@ -134,9 +135,10 @@ def _open(file: Path, mode: str) -> IO[str]:
 
 
 def _records(rows: Iterable[tuple[str, list[str]]]) -> Iterator[dict[str, str | float | None]]:
-    for path, (_, label, confidence, p_male, error) in rows:
+    for path, (_, label, confidence, p_male, error, note) in rows:
         numbers = {"confidence": float(confidence), "p_male": float(p_male)} if p_male else {}
-        yield {"path": path, "label": label, "confidence": None, "p_male": None, **numbers, "error": error}
+        said = {"error": error, "note": note}
+        yield {"path": path, "label": label, "confidence": None, "p_male": None, **numbers, **said}
 
 
 def _write_jsonl(file: Path, records: Iterator[dict[str, str | float | None]]) -> None:

@@ -3,9 +3,10 @@
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from gender_cls.errors import UserError, check_choice, check_share
+from gender_cls.errors import ImageError, UserError, check_choice, check_share, unreadable
+from gender_cls.files import ONNX, file_kind, user_path
 from gender_cls.inference.arguments import command
 from gender_cls.inference.runtimes import OnnxRuntime, Run, TorchRuntime, invalid_facts
 from gender_cls.labels import CLASSES
-from gender_cls.transforms.decode import ImageError, as_rgb
+from gender_cls.transforms.decode import MAX_PIXELS, Decoder
 from gender_cls.transforms.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from gender_cls.models.network import GenderNet
 
+Decode = Callable[[Any], Image.Image]
 MODEL_NAME = "Binary_Classification_model.pth"
 FEW = 64  # fewer images are predicted at once, in fp32
 CHUNK = 16  # images that a thread decodes and predicts together
+CUT_OFF = "the file is cut off; what is there was decoded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,13 @@ class Prediction:
         path: Path as it was given; empty for an image given as an object.
         p_male: Probability of male, 0 to 1; None after an error.
         error: Reason why there is no prediction; empty if there is one.
+        note: Remark on a prediction of which not the whole image is the base; usually empty.
     """
 
     path: str
     p_male: float | None = None
     error: str = ""
+    note: str = ""
 
     @property
     def label(self) -> str:
@@ -66,6 +72,8 @@ class Predictor:
         prior: Share of male images to predict for, in (0, 1), instead of the one of the calibration.
         precision: auto or fp32. auto is fp32 for fewer than `FEW` images, and bf16 for more if the hardware computes
             with it (probabilities differ by less than 0.01, mostly by less than 0.004).
+        truncated: refuse or keep: whether a file that ends too early gets an error, or a prediction with a note.
+        max_pixels: Number of pixels above which an image gets an error, see `Decoder`.
 
     Attributes:
         preprocessing: Preprocessing of the model.
@@ -75,16 +83,30 @@ class Predictor:
         note: Remark on preprocessing and calibration, to be shown after the name of the model.
 
     Raises:
-        UserError: The model can't be used (a pickle is never executed), or not with this prior or precision.
+        UserError: The model can't be used (a pickle is never executed), or not with these arguments.
     """
 
-    def __init__(self, model: str | os.PathLike[str], prior: float | None = None, precision: str = "auto") -> None:
-        source = f"model={os.fspath(model)}"
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        prior: float | None = None,
+        precision: str = "auto",
+        *,
+        truncated: str = "refuse",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        source, model = f"model={os.fspath(model)}", user_path(model)
+        if os.path.isdir(model):
+            raise UserError("bad-model", f"{source} is a folder; give the {MODEL_NAME} in it")
         if not os.path.isfile(model):
             raise UserError("not-found", f"{source}: no such file; run `{command('train')}`, or give another")
         check_choice("precision", precision, ("auto", "fp32"))
-        self.source, self.precision = source, precision
-        self.runtime = OnnxRuntime(model, source) if Path(model).suffix == ".onnx" else TorchRuntime(model, source)
+        self.source, self.precision, self.decoder = source, precision, Decoder(truncated, max_pixels)
+        try:
+            is_onnx = Path(model).suffix == ".onnx" or file_kind(model) == ONNX
+        except OSError as error:
+            raise unreadable(source, error) from error
+        self.runtime = OnnxRuntime(model, source) if is_onnx else TorchRuntime(model, source)
         self.assumed_preprocessing = self.runtime.facts is None
         self.facts: dict[str, Any] = self.runtime.facts or {}
         self.preprocessing, self.calibration = _read_facts(self.runtime.facts, self.runtime.facts_source)
@@ -110,36 +132,40 @@ class Predictor:
             return self.runtime.network
         raise UserError("bad-model", f"{self.source} holds no torch network; give the .pth that it was exported from")
 
-    def predict(self, images: Any, total: int = 0) -> Iterator[Prediction]:
+    def predict(self, images: Any, total: int = 0, channels: str = "rgb") -> Iterator[Prediction]:
         """Yield a prediction for each image in order, with an error for what is not an image.
 
         Decoding and the network share the cores: with 64 images or more, torch computes with one thread per caller in
         the whole process. Of many images, 64 or about `CHUNK` for each core are held in memory.
 
         Args:
-            images: One image or an iterable of them: paths; images of Pillow; RGB arrays (H, W), (H, W, 3) or
-                (H, W, 4), or tensors (3, H, W), of uint8 or of floats from 0 to 1.
+            images: One image or an iterable of them: paths; contents of image files, as bytes, bytearray, memoryview or
+                file objects; images of Pillow; arrays (H, W) or (H, W, C) or tensors (H, W) or (C, H, W), of uint8 or
+                of floats from 0 to 1, where C is 1, 3 or 4. An array or tensor of four dimensions is a batch.
             total: Number of images of the whole run, if these continue an interrupted one.
+            channels: Order of the channels of arrays and tensors: rgb or, as OpenCV reads, bgr.
         """
-        if isinstance(images, str | os.PathLike | Image.Image) or 2 <= getattr(images, "ndim", 0) <= 3:
+        check_choice("channels", channels, ("rgb", "bgr"))
+        decode = partial(self.decoder.convert, channels=channels)
+        if _is_one_image(images):
             images = [images]
         remaining = iter(images)
         first = list(islice(remaining, FEW))
         count = max(total, len(images) if isinstance(images, Sequence) else len(first))
         if count < FEW:
-            yield from self._predict_chunk(self.runtime.few(self.preprocessing), first)
+            yield from self._predict_chunk(self.runtime.few(self.preprocessing), decode, first)
         else:
             images = chain(first, remaining)
             del first  # the images are not held longer than needed
-            yield from self._predict_many(images, count)
+            yield from self._predict_many(images, decode, count)
 
-    def _predict_many(self, images: Iterator[Any], count: int) -> Iterator[Prediction]:
+    def _predict_many(self, images: Iterator[Any], decode: Decode, count: int) -> Iterator[Prediction]:
         threads, many = self.runtime.threads, self.runtime.many(self.preprocessing, count, self.precision)
         with many as run, ThreadPoolExecutor(threads) as pool:
             waiting: deque[Future[list[Prediction]]] = deque()
             try:
                 while chunk := list(islice(images, CHUNK)):
-                    waiting.append(pool.submit(self._predict_chunk, run, chunk))
+                    waiting.append(pool.submit(self._predict_chunk, run, decode, chunk))
                     if len(waiting) > threads + 1:
                         yield from waiting.popleft().result()
                 while waiting:
@@ -147,13 +173,14 @@ class Predictor:
             finally:  # also if the caller stops early
                 pool.shutdown(cancel_futures=True)
 
-    def _predict_chunk(self, run: Run, images: Sequence[Any]) -> list[Prediction]:
+    def _predict_chunk(self, run: Run, decode: Decode, images: Sequence[Any]) -> list[Prediction]:
         pixels, predictions = [], []
         for image in images:
             path = os.fspath(image) if isinstance(image, str | os.PathLike) else ""
             try:
-                pixels.append(self.preprocessing.pixels(as_rgb(image)))
-                predictions.append(Prediction(path))
+                decoded = decode(image)
+                pixels.append(self.preprocessing.pixels(decoded))
+                predictions.append(Prediction(path, note=CUT_OFF if decoded.info.get("truncated") else ""))
             except ImageError as error:
                 predictions.append(Prediction(path, error=str(error)))
             except MemoryError:
@@ -167,11 +194,21 @@ class Predictor:
 
 
 def newest_model() -> str:
-    """Return the model of the newest run below runs/, or raise a `UserError` if there is none."""
-    models = sorted(Path("runs").glob(f"**/{MODEL_NAME}"), key=lambda path: path.stat().st_mtime)
-    if not models:
-        raise UserError("not-found", f"no {MODEL_NAME} below runs/; run `{command('train')}`, or give model=FILE")
-    return str(models[-1])
+    """Return the model of the newest whole run below runs/, or raise a `UserError` if there is none."""
+    models = sorted(Path("runs").glob(f"**/{MODEL_NAME}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for model in models:
+        about = model.with_suffix(".json")
+        if not about.exists() or '"limited": {' not in about.read_text(encoding="utf-8", errors="replace"):
+            return str(model)
+    raise UserError("not-found", f"no {MODEL_NAME} below runs/; run `{command('train')}`, or give model=FILE")
+
+
+def _is_one_image(given: Any) -> bool:
+    if isinstance(given, str | os.PathLike | Image.Image | bytes | bytearray | memoryview) or hasattr(given, "read"):
+        return True
+    dimensions, kind = getattr(given, "ndim", None), getattr(getattr(given, "dtype", None), "kind", "")
+    names = kind in ("O", "U", "S", "T") or (dimensions == 1 and not len(given))  # paths in an array or a Series
+    return given is None or dimensions in (0, 2, 3) or (dimensions == 1 and not names)
 
 
 def _with_p_male(prediction: Prediction, p_male: float) -> Prediction:

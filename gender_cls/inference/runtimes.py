@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gender_cls.errors import UserError, check_extra
+from gender_cls.files import ONNX, SAFETENSORS, file_kind
 from gender_cls.transforms.preprocessing import Preprocessing
 
 Run = Callable[[np.ndarray], np.ndarray]  # pixels, uint8 (N, 3, size, size), to logits, float32 (N)
@@ -36,7 +37,7 @@ class TorchRuntime:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.facts_source, self.threads = source, cores()
         text = None
-        if Path(model).suffix == ".safetensors":
+        if file_kind(model) == SAFETENSORS:
             from safetensors import safe_open
 
             with safe_open(model, "pt") as tensors:
@@ -97,7 +98,10 @@ class OnnxRuntime:
             if not known or isinstance(image.shape[0], int) or not {"p_male", "logit"} <= outputs:
                 raise ValueError(f"{image} to {outputs}")
         except Exception as error:  # ONNX Runtime has exceptions of its own
-            raise UserError("bad-model", f"{source} is not from gender_cls.inference.export; export again") from error
+            kind = file_kind(model)
+            what = f"{kind}, and" if kind not in ("", ONNX) else ""
+            message = f"{source} is {what} not from gender_cls.inference.export; export again".replace("  ", " ")
+            raise UserError("bad-model", message) from error
         self.facts_source, self.facts = source, _parse_facts(text, source)
 
     def few(self, preprocessing: Preprocessing) -> Run:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import socket
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -11,23 +12,49 @@ import torch
 from torchvision.models import WeightsEnum
 
 from gender_cls.errors import UserError, check_extra, reason, unreadable
+from gender_cls.files import ONNX, SAFETENSORS, TORCHSCRIPT, file_kind, user_path
 
+NESTED = ("state_dict", "model", "model_state_dict", "net")  # keys that checkpoints of others hold a state dict under
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # of DataParallel, torch.compile, LightningModules
+COUNTER = "n_averaged"  # that torch's AveragedModel adds
+OWN_CHECKPOINT = {"pytorch-lightning_version", "settings"}
+INSTEAD = {
+    TORCHSCRIPT: "save its state dict: torch.save(torch.jit.load(FILE).state_dict(), ...)",
+    ONNX: "a state dict is needed; predict.py takes ONNX made by gender_cls.inference.export",
+    "a file of torch.save": "",
+    SAFETENSORS: "",
+    "": "",
+}
 STALL_SECONDS = 20.0  # without a byte, after which a download is given up
 
 
 def read_state_dict(path: str | os.PathLike[str], source: str) -> dict[str, torch.Tensor]:
-    """Read a flat dict of tensors from a file of `torch.save`, or one that ends in .safetensors.
+    """Read a dict of tensors from a file of `torch.save` or safetensors.
 
+    A state dict under one of the keys `NESTED` is found, and a prefix of `PREFIXES` that all names share is taken off.
     Nothing that the file holds is executed. `source` names the file in errors, such as the key=value that gave it.
 
     Raises:
         UserError: The file can't be read, or it holds something else.
     """
     state = safe_load(path, source)
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if isinstance(state, Mapping) and set(state) >= OWN_CHECKPOINT:
+        what = "the checkpoint of a run, to resume it by ckpt_path=, without what is frozen"
+        raise UserError("bad-model", f"{source} is {what}; give the .pth beside it")
+    while isinstance(state, Mapping) and not _is_plain(state):
+        inner = [state[key] for key in NESTED if isinstance(state.get(key), Mapping)]
+        state = inner[0] if inner else None
+    if not isinstance(state, Mapping):
         way_out = "save one with torch.save(net.state_dict(), ...)"
-        raise UserError("bad-model", f"{source} is no plain state dict of tensors; {way_out}")
-    return dict(state)
+        raise UserError("bad-model", f"{source} holds no state dict of tensors; {way_out}")
+    state = {name: tensor for name, tensor in state.items() if name != COUNTER}
+    while prefix := next((each for each in PREFIXES if state and all(name.startswith(each) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _is_plain(state: Mapping[str, object]) -> bool:
+    return all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items())
 
 
 def safe_load(path: str | os.PathLike[str], source: str) -> object:
@@ -36,22 +63,32 @@ def safe_load(path: str | os.PathLike[str], source: str) -> object:
     Raises:
         UserError: The file can't be read, is damaged, or is a pickle that would run code.
     """
-    kind = "safetensors" if Path(path).suffix == ".safetensors" else "torch.save"
-    if kind == "safetensors":
-        check_extra(source, "formats", kind)
+    path = user_path(path)
+    if os.path.isdir(path):
+        raise UserError("bad-model", f"{source} is a folder; give a file of torch.save or safetensors in it")
     try:
-        if kind == "torch.save":
+        kind = file_kind(path)
+        if instead := INSTEAD.get(kind, "give a file of torch.save or safetensors"):
+            raise UserError("bad-model", f"{source} is {kind}; {instead}")
+        if kind != SAFETENSORS:
             return torch.load(path, map_location="cpu", weights_only=True)
+        check_extra(source, "formats", "safetensors")
         from safetensors.torch import load_file
 
         return load_file(path)
+    except UserError:
+        raise
     except OSError as error:
         raise unreadable(source, error) from error
     except pickle.UnpicklingError as error:
-        what = "it is damaged, or a pickle that would run code; only tensors and plain values are accepted"
-        raise UserError("unsafe-file", f"{source} is not loaded: {what}") from error
+        held = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = (
+            f"it holds a {held[1]}, as a whole pickled module does, and" if held else "it is damaged, or a pickle that"
+        )
+        way_out = "give a state dict: torch.save(net.state_dict(), ...)"
+        raise UserError("unsafe-file", f"{source} is not loaded: {what} would run code; {way_out}") from error
     except Exception as error:  # a damaged file makes both loaders raise nearly everything
-        raise UserError("bad-model", f"{source} is damaged, or not a file of {kind}") from error
+        raise UserError("bad-model", f"{source} is damaged, or not a file of torch.save or safetensors") from error
 
 
 def download(entry: WeightsEnum) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 
 from gender_cls.errors import UserError, check_extra
+from gender_cls.files import user_path
 from gender_cls.models.weights import download, read_state_dict
 
 
@@ -94,7 +95,7 @@ class EfficientNetLite0:
 
 
 def _read_file(weights: str, backbone: str, names: list[str]) -> dict[str, torch.Tensor]:
-    if not os.path.exists(weights):
+    if not os.path.exists(user_path(weights)):
         what = f"no such file, and no name of weights for {backbone} ({', '.join(names) or 'it has none'})"
         raise UserError("not-found", f"model.weights={weights}: {what}")
     return read_state_dict(weights, f"model.weights={weights}")

@@ -12,8 +12,8 @@ from PIL import Image
 from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from gender_cls.data.sampler import DrawSampler
+from gender_cls.errors import ImageError
 from gender_cls.evaluation.plots import image_grid, plot_confusion, to_image
-from gender_cls.transforms.decode import ImageError, load_rgb
 
 if TYPE_CHECKING:
     from gender_cls.data.base import FaceDataModule
@@ -76,5 +76,6 @@ def first_views(data: "FaceDataModule", number: int) -> torch.Tensor:
     for index, draw in islice(data.sampler, number):
         face = data.faces.splits["train"][index]
         with suppress(ImageError):
-            views += data.views(load_rgb(face.path), face.digest, [draw % data.cached_views if data.features else draw])
+            number = draw % data.cached_views if data.features else draw
+            views += data.views(data.decoder.load(face.path), face.digest, [number])
     return torch.stack(views) / 255

@@ -1,9 +1,6 @@
 """The command line of training: Hydra composes, `run.train` does the work, and an error is one line."""
 
-import math
 import os
-import re
-import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -13,11 +10,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from gender_cls.errors import UserError, check_extra
+from gender_cls.errors import UserError, printable
 from gender_cls.inference.arguments import run_main
-from gender_cls.training.config import RENAMED, config_dir
+from gender_cls.training.config import config_dir
+from gender_cls.training.overrides import check_overrides, quote_paths, train_command
 from gender_cls.training.run import Interrupted, shown_path, train
-from gender_cls.training.sweep import ERROR_FILE, train_command
+from gender_cls.training.sweep import ERROR_FILE
+
+WORST = 0.0  # objective of a job without one: sweepers need a number, and no macro-F1 is lower
 
 
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> float | None:
     error_file.unlink(missing_ok=True)  # of an earlier sweep in the same folder
     try:
         score = train(cfg)["objective"]["value"]
-        return math.nan if score is None else float(score)  # where a split has no image of a class
+        return WORST if score is None else float(score)  # where a split has no image of a class
     except Interrupted as stop:
         say_how_to_resume(stop, list(job.overrides.task))
         sys.exit("stopped")
@@ -47,8 +47,8 @@ def main(cfg: DictConfig) -> float | None:
             raise SystemExit(1 if mendable is None else f"error: {mendable}") from mendable
         line = " ".join(str(mendable or f"{type(error).__name__}: {error}").split())
         error_file.write_text(line + "\n", encoding="utf-8", errors="backslashreplace")
-        print(f"this job failed: {line}", file=sys.stderr)
-        return None  # which the Optuna sweeper takes for a failure, unlike a NaN
+        print(f"this job failed: {printable(line)}", file=sys.stderr)
+        return WORST
     finally:
         if "wandb" in sys.modules:  # else the next job of a sweep would log to this one's run
             sys.modules["wandb"].finish()
@@ -60,26 +60,11 @@ def run() -> None:
 
 
 def start(overrides: list[str]) -> int:
-    """Check overrides and let Hydra run the jobs."""
+    """Check overrides, quote the paths in them, and let Hydra run the jobs."""
     check_overrides(overrides)
+    sys.argv[1:] = quote_paths(overrides)
     main()
     return 0
-
-
-def check_overrides(overrides: list[str]) -> None:
-    """Raise a `UserError` for options of earlier versions and a missing sweeper, before Hydra does in its own words."""
-    for override in overrides:
-        plain = override.lstrip("+~")
-        key, _, values = plain.partition("=")
-        for old, new in RENAMED.items():
-            if key == old or key.startswith(f"{old}.") or old in [f"{key}={value}" for value in values.split(",")]:
-                raise UserError("renamed", f"{override}: {old} has become {new}")
-        if key == "model.scheduler" and values != "null":
-            raise UserError("renamed", f"{override}: choose by model/scheduler=cosine, plateau, one_cycle or none")
-        if plain == "model=efficientnet_lite0" and "experiment=robust" in overrides:
-            raise UserError("renamed", f"experiment=robust {plain} has become experiment=robust_efficientnet_lite0")
-        if plain == "hparams_search=optuna":
-            check_extra(override, "optuna", "hydra_plugins", "hydra_plugins.hydra_optuna_sweeper")
 
 
 def say_how_to_resume(stop: Interrupted, overrides: list[str]) -> None:
@@ -88,10 +73,5 @@ def say_how_to_resume(stop: Interrupted, overrides: list[str]) -> None:
         print(f"\nstopped {stop}; no checkpoint is saved yet to resume from")
         return
     kept = [override for override in overrides if not override.startswith(("ckpt_path=", "hydra.run.dir="))]
-    again = train_command(shlex.join([*kept, f"ckpt_path={_quoted(shown_path(stop.ckpt_path))}"]))
+    again = train_command([*kept, f"ckpt_path={shown_path(stop.ckpt_path)}"])
     print(f"\nstopped {stop}; to resume from the last whole epoch:\n{again}")
-
-
-def _quoted(value: str) -> str:
-    """The value in Hydra's quotes, where its grammar needs them."""
-    return value if re.fullmatch(r"[\w./:-]+", value) else "'" + value.replace("'", "\\'") + "'"

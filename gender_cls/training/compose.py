@@ -1,6 +1,7 @@
 """A run's parts from its configuration, and the rules that span them."""
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
@@ -22,7 +24,15 @@ from gender_cls.training.callbacks import ImageLogger
 from gender_cls.training.module import GenderModule
 
 # arguments of the trainer that the heads of calibration folds do not follow, with their usual values
-REFUSED = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "limit_train_batches": 1.0, "overfit_batches": 0}
+REFUSED = {"accumulate_grad_batches": 1, "gradient_clip_val": None}
+# arguments of the trainer that leave images out, with their usual values
+LIMITS = {
+    **dict.fromkeys(("fast_dev_run", "overfit_batches"), 0),
+    **dict.fromkeys((f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")), 1.0),
+}
+PARTLY_TRAINED = ("fast_dev_run", "overfit_batches", "limit_train_batches")
+# the head stays in fp32: stored features, calibration and export are made for it
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
 QUIET = (
     ".*does not have many workers",  # more only helps where there are more cores
     ".*exists and is not empty",  # Hydra has just made the run folder
@@ -65,6 +75,13 @@ def prepare(cfg: DictConfig) -> DictConfig:
             cfg.trainer.precision = "${auto_precision:${trainer.accelerator}}"
     for key in sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("bad-value", f"{key} has no value; give {key}=...")
+    check_choice("trainer.precision", str(cfg.trainer.get("precision", "32-true")), ("auto", *PRECISIONS))
+    partly = [f"trainer.{key}" for key in limits(cfg) if key in PARTLY_TRAINED]
+    if partly and cfg.calibration.prior is not None:
+        print(f"note: no calibration, since {partly[0]} trains on a part of the images")
+        cfg.calibration.prior = None
+    if cfg.trainer.get("fast_dev_run"):
+        cfg.cached_views = 0  # one batch is not worth the features of all images
     check_choice("report", cfg.report, ("short", "full"))
     check_integer("trainer.max_epochs", cfg.trainer.max_epochs, 1)
     prior = cfg.calibration.prior
@@ -72,6 +89,11 @@ def prepare(cfg: DictConfig) -> DictConfig:
         raise UserError("bad-value", f"calibration.prior={prior}: give a number above 0 and below 1, or train")
     Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
     return cfg
+
+
+def limits(cfg: DictConfig) -> dict[str, Any]:
+    """Return the arguments of the trainer that leave images out, with their values."""
+    return {key: value for key, usual in LIMITS.items() if (value := cfg.trainer.get(key, usual)) != usual}
 
 
 def compose_run(cfg: DictConfig) -> Run:
@@ -131,5 +153,15 @@ def user_error(error: BaseException) -> UserError | None:
     """Return the error that the user can mend, below what Hydra and OmegaConf put around it; None if there is none."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, UserError):
+        if isinstance(seen, MisconfigurationException):
+            return UserError("bad-value", f"trainer: {' '.join(str(seen).split())}")
+        if isinstance(seen, RuntimeError) and re.search("shared memory|torch_[^ ]* *: No space left", str(seen)):
+            return out_of_shared_memory()
         seen = seen.__cause__ or (seen.__context__ if isinstance(seen, OmegaConfBaseException) else None)
     return seen
+
+
+def out_of_shared_memory() -> UserError:
+    """Return the error for workers whose batches find no place in shared memory, as in a container with 2 MB of it."""
+    way_out = "give data.num_workers=0, or more of it, as by docker run --shm-size=1g"
+    return UserError("no-shared-memory", f"data.num_workers: the workers have too little shared memory; {way_out}")

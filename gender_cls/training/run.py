@@ -14,16 +14,17 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from gender_cls.errors import UserError
+from gender_cls.errors import UserError, printable
 from gender_cls.evaluation import report, tables
 from gender_cls.evaluation.metrics import Evaluation
 from gender_cls.evaluation.robustness import predict_conditions
+from gender_cls.files import relative_paths
 from gender_cls.inference.arguments import command
 from gender_cls.inference.export import save_model, write_json
 from gender_cls.inference.predictor import MODEL_NAME
 from gender_cls.inference.runtimes import one_torch_thread
 from gender_cls.training.callbacks import ImageLogger, log_final
-from gender_cls.training.compose import Run, compose_run, prepare, quieten, user_error
+from gender_cls.training.compose import Run, compose_run, limits, prepare, quieten, user_error
 from gender_cls.training.crossfit import HeldOut, calibrate
 from gender_cls.training.resume import check_resume
 
@@ -74,20 +75,25 @@ def _train(cfg: DictConfig) -> dict[str, Any]:
     metrics = evaluate(run)
     name = f"{run.data.eval_splits[0]}/f1_macro"
     faces = run.data.faces
-    facts = {"fingerprint": faces.fingerprint, "counts": faces.counts(), "skipped": faces.skipped}
+    skipped = relative_paths([path for path, _ in faces.skipped], run.data.source)
+    facts = {"fingerprint": faces.fingerprint, "counts": faces.counts()}
+    facts["skipped"] = [(path, reason) for path, (_, reason) in zip(skipped, faces.skipped)]
     about = {"data": facts, "calibration": calibrated}
     objective = {"name": name, "value": metrics[run.data.eval_splits[0]]["f1_macro"]}
     found = {**metrics, "objective": objective, "fit": fitted, **about}
     write_json(Path(cfg.run_dir, "metrics.json"), found)
+    trainer: Any = run.trainer  # its callbacks are not typed
+    saves = not (trainer.fast_dev_run or trainer.overfit_batches)  # else no model that anybody should take
+    saves &= not (in_sweep and run.cached)  # the best head of a sweep is trained again in seconds
+    model = save(run, {**about, "metrics": metrics}) if saves else None
     if calibrated:
         print(f"\n{tables.calibration_report(calibrated)}")
     for split, values in metrics.items():
         print(f"\n{tables.classification_report(split, values)}")
-    trainer: Any = run.trainer  # its callbacks are not typed
-    whole = not (trainer.fast_dev_run or trainer.overfit_batches)  # else no model that predict.py should take
-    if whole and not (in_sweep and run.cached):  # the best head of a sweep is trained again in seconds
-        save(run, {**about, "metrics": metrics})
-        plots = write_report(run, calibrated).plots if cfg.report == "full" and not in_sweep else {}
+    if model:
+        say_how_to_predict(run, model)
+        full = cfg.report == "full" and not in_sweep and not limits(cfg)
+        plots = write_report(run, calibrated).plots if full else {}
         for images in (callback for callback in trainer.callbacks if isinstance(callback, ImageLogger)):
             images.log_plots(trainer, metrics, plots)
     settings = {"max_epochs": cfg.trainer.max_epochs, "calibration.prior": str(cfg.calibration.prior)}
@@ -111,8 +117,10 @@ def evaluate(run: Run) -> dict[str, dict[str, Any]]:
     metrics = {}
     for split in run.data.eval_splits:
         batches: Any = run.trainer.predict(run.module, run.data.eval_dataloader(split))
-        p_male = torch.cat([batch["p_male"] for batch in batches])
+        p_male = torch.cat([torch.empty(0), *(batch["p_male"] for batch in batches)])
         if not len(p_male):
+            if not batches:
+                raise UserError("no-images", f"no image of {split} to report on: trainer.limit_predict_batches is 0")
             raise UserError("not-found", f"no image of {split} can be read any more; are the files still there?")
         indices = torch.cat([batch["index"] for batch in batches]).tolist()
         faces = [run.data.faces.splits[split][index] for index in indices]
@@ -121,22 +129,34 @@ def evaluate(run: Run) -> dict[str, dict[str, Any]]:
     return metrics
 
 
-def save(run: Run, about: dict[str, Any]) -> None:
-    """Write the model, and print how to predict with it."""
-    hparams = run.module.hparams
-    weights = {"name": hparams["weights"], "hash": run.module.weights_hash, "trainable": hparams["trainable"]}
-    facts = {"features": asdict(run.data.feature_options), "report": run.data.report_settings(), "weights": weights}
-    model = save_model(Path(run.cfg.run_dir), run.module.network, run.data.views.preprocessing, {**facts, **about})
+def save(run: Run, about: dict[str, Any]) -> Path:
+    """Write the model and return its path. Its JSON is made to be passed on: it names no folder of this machine."""
+    hparams, data = run.module.hparams, run.data
+    weights = hparams["weights"] and Path(hparams["weights"]).name
+    facts: dict[str, Any] = {"weights": {"name": weights, "hash": run.module.weights_hash}}
+    facts["weights"]["trainable"] = hparams["trainable"]
+    facts["features"] = {key: value for key, value in asdict(data.feature_options).items() if key != "dir"}
+    facts["report"] = data.report_settings()
+    if found := limits(run.cfg):
+        facts["limited"] = found  # by default, predict.py passes over such a model
+    return save_model(Path(run.cfg.run_dir), run.module.network, data.views.preprocessing, {**facts, **about})
+
+
+def say_how_to_predict(run: Run, model: Path) -> None:
+    """Print where the model is and a command that predicts with it."""
     image = run.data.faces.splits["val"][0].path
     again = [*command("predict").split(), f"model={shown_path(model)}", f"img={shown_path(image)}"]
-    print(f"\nsaved {shown_path(model)}\n{shlex.join(again)}")
+    if found := limits(run.cfg):
+        print(f"\nnote: predict.py takes this model only if it is named: {', '.join(found)} left images out")
+    print(f"\nsaved {printable(shown_path(model))}\n{shlex.join(again)}")
 
 
 def write_report(run: Run, calibrated: dict[str, Any] | None) -> report.Report:
     """Write the report on val, clean and corrupted, and return it."""
     data, network = run.data, run.module.network
     preprocessing, val = data.views.preprocessing, data.faces.splits["val"]
-    predictions = predict_conditions(network, preprocessing, val, data.extractor(network), data.num_workers)
+    extractor = data.extractor(network)
+    predictions = predict_conditions(network, preprocessing, val, extractor, data.num_workers, data.source)
     source = report.describe_source(data.source, run.module.hparams["weights"])
     model = shown_path(Path(run.cfg.run_dir, MODEL_NAME))
     full = report.build(predictions, model, source, data.report_exclude, calibrated)
@@ -148,7 +168,10 @@ def write_report(run: Run, calibrated: dict[str, Any] | None) -> report.Report:
 
 def shown_path(path: str | Path) -> str:
     """Return the path as a person would give it from here."""
-    relative = os.path.relpath(path)
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:  # on Windows: another drive
+        return str(path)
     return str(path) if relative.startswith("..") else relative
 
 

@@ -5,30 +5,41 @@ import io
 import json
 import math
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from gender_cls.errors import printable
 from gender_cls.evaluation.tables import table
-from gender_cls.files import write_text
-from gender_cls.inference.arguments import command
+from gender_cls.files import relative_paths, write_text
 from gender_cls.inference.predictor import MODEL_NAME
+from gender_cls.training.overrides import train_command
 
 ERROR_FILE = "error.txt"
+ROWS = ".rows"  # folder of a sweep with a file for each job that has ended
 SCORES = ("f1_macro", "f1_female", "f1_male", "accuracy")
 
 
 class SweepTable(Callback):
-    """Hydra's callback that reads what each job left in its folder, so that any launcher will do."""
+    """Hydra's callback that keeps a row of each job in the sweep's folder: any launcher and subfolder will do."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Forget the rows of an earlier sweep in the same folder."""
+        shutil.rmtree(Path(config.hydra.sweep.dir, ROWS), ignore_errors=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Bring `sweep.csv` up to date. In a single run there is nothing to do."""
+        """Keep the row of the job, and bring `sweep.csv` up to date. In a single run there is nothing to do."""
         if config.hydra.mode.name == "MULTIRUN":
-            write_csv(Path(config.hydra.sweep.dir))
+            sweep, job = Path(config.hydra.sweep.dir), Path(config.hydra.runtime.output_dir)
+            if row := _row(job, relative_paths([str(job)], sweep)[0], list(config.hydra.overrides.task)):
+                (sweep / ROWS).mkdir(parents=True, exist_ok=True)
+                write_text(sweep / ROWS / f"{config.hydra.job.num}.json", json.dumps(row))
+            write_csv(sweep)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the whole table, with the overrides that differ between jobs; the exit code is 1 if a job failed."""
@@ -42,12 +53,13 @@ class SweepTable(Callback):
             row | {"overrides": shlex.join(override for override in of_job if override not in same)}
             for row, of_job in zip(rows, overrides)
         ]
-        print(f"\n{table(list(rows[0]), [list(row.values()) for row in shown])}\n{sweep / 'sweep.csv'}")
+        lines = table(list(rows[0]), [list(row.values()) for row in shown]).splitlines()
+        print("", *map(printable, lines), printable(str(sweep / "sweep.csv")), sep="\n")
         calibrating = config.calibration.prior is not None
         if not rows[0]["error"] and (calibrating or not (sweep / rows[0]["job"] / MODEL_NAME).exists()):
-            single = " hydra.mode=RUN" if "hparams_search=" in rows[0]["overrides"] else ""
+            single = ["hydra.mode=RUN"] if any(each.startswith("hparams_search=") for each in overrides[0]) else []
             print(f"the best job again, with its model and plots{', calibrated' if calibrating else ''}:")
-            print(train_command(rows[0]["overrides"] + single))
+            print(train_command([*overrides[0], *single]))
         if any("val" in str(row["ranked by"]) for row in rows):
             print("note: ranked on val, the split that is reported: the best row flatters; data.holdout=0.1 avoids it")
         failed = sum(bool(row["error"]) for row in rows)
@@ -55,16 +67,10 @@ class SweepTable(Callback):
             sys.exit(f"{failed} of {len(rows)} jobs failed")
 
 
-def train_command(overrides: str) -> str:
-    """Return the command that trains with some overrides, and with the folder of a user's own configuration."""
-    own = [first for first in zip(sys.argv, sys.argv[1:]) if first[0] in ("--config-dir", "-cd")]
-    return " ".join([command("train"), *(shlex.join(pair) for pair in own), overrides])
-
-
 def write_csv(sweep: Path) -> list[dict[str, Any]]:
     """Collect the rows of a sweep's folder, best first and failures last, into `sweep.csv`, and return them."""
-    jobs = [path.parent.parent for path in sweep.glob("*/.hydra/overrides.yaml")]
-    rows = [row for job in sorted(jobs, key=lambda job: (len(job.name), job.name)) if (row := _row(job))]
+    files = sorted((sweep / ROWS).glob("*.json"), key=lambda file: int(file.stem))
+    rows: list[dict[str, Any]] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     rows.sort(key=lambda row: -row["score"] if isinstance(row["score"], float) else math.inf)
     if rows:  # else it was stopped in the first job
         text = io.StringIO()
@@ -75,10 +81,9 @@ def write_csv(sweep: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(job: Path) -> dict[str, Any] | None:
-    """Row of a job; None if it has not ended."""
-    overrides = shlex.join(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
-    row: dict[str, Any] = {"job": job.name, "overrides": overrides, "ranked by": "", "score": ""}
+def _row(job: Path, name: str, overrides: list[str]) -> dict[str, Any] | None:
+    """Row of a job; None if it was stopped."""
+    row: dict[str, Any] = {"job": name, "overrides": shlex.join(overrides), "ranked by": "", "score": ""}
     row |= {f"val {name}": "" for name in SCORES} | {"error": ""}
     if (job / ERROR_FILE).exists():
         return row | {"error": (job / ERROR_FILE).read_text(encoding="utf-8").strip()}

@@ -1,25 +1,27 @@
-"""From an image file, of any mode and format, to an upright 8-bit RGB image."""
+"""From an image of any format and mode to an upright 8-bit image in sRGB."""
 
 import hashlib
+import math
 import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
-from gender_cls.errors import reason
+from gender_cls.errors import ImageError, check_choice, check_integer, reason
+from gender_cls.files import stream_kind, user_path
+from gender_cls.transforms.arrays import array_image
+from gender_cls.transforms.formats import REFUSED, SIGNATURE, is_heic, is_raw
+from gender_cls.transforms.metadata import in_srgb, upright, without_metadata
 
-HEIC_SUFFIXES = (".heic", ".heif")
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", *HEIC_SUFFIXES
-)  # fmt: skip
 MAX_PIXELS = 100_000_000  # of one image; a small file can hold many more and take all memory
-
-
-class ImageError(Exception):
-    """A file or value that can't be decoded; the message says why and leaves the path to the caller."""
 
 
 def content_digest(content: bytes) -> str:
@@ -27,70 +29,189 @@ def content_digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def as_rgb(image: Any) -> Image.Image:
-    """Return an image of mode RGB, or raise an `ImageError`.
+@dataclass(frozen=True)
+class Decoder:
+    """How images are decoded: by their content, whatever they are named and whatever else the process did.
 
-    Args:
-        image: Path, Pillow image, array (H, W) or (H, W, C), or tensor (C, H, W), of uint8 or of floats in 0..1.
-    """
-    if isinstance(image, str | os.PathLike):
-        return load_rgb(image)
-    try:
-        if isinstance(image, Image.Image):
-            return _decoded(image)
-        if hasattr(image, "detach"):  # a tensor, with its channels first
-            image = image.detach().cpu()
-            image = np.moveaxis((image.float() if image.is_floating_point() else image).numpy(), 0, -1)
-        values = np.asarray(image)
-        values = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
-        if values.dtype != np.uint8:
-            if values.dtype.kind != "f" or not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-                raise ImageError(f"holds {values.dtype} that is not in 0..1; give uint8, or floats in 0..1")
-            values = (255 * values).round().astype(np.uint8)
-        return _decoded(Image.fromarray(values))
-    except ImageError:
-        raise
-    except Exception as error:  # of whatever was given
-        shape = getattr(image, "shape", "")
-        raise ImageError(f"not an image: {type(image).__name__} {tuple(shape) if shape else ''}".rstrip()) from error
+    The orientation is applied, a color profile other than sRGB is converted, transparency is laid on white, 16-bit gray
+    is scaled to 8 bit (Pillow's own `convert` clips it, which turns nearly every pixel white), and float gray is read
+    as 0..1 or, if it goes beyond, as 0..255. An animation gives its first frame. What has more than `MAX_PIXELS` is
+    made smaller. Equal content gives equal pixels; the options only decide what is refused.
 
-
-def load_rgb(path: str | os.PathLike[str], content: bytes | None = None) -> Image.Image:
-    """Decode an image file, or its `content` if that was already read, to mode RGB.
-
-    EXIF orientation is applied, transparency is laid on white, 16-bit gray is scaled to 8 bit (Pillow's own
-    `convert` clips it, which turns nearly every pixel white), and float gray is read as 0..1 or, if it goes beyond,
-    as 0..255. An animation gives its first frame.
+    Attributes:
+        truncated: refuse or keep: what becomes of a file that ends too early. What is there of one that is kept is
+            decoded, and `info["truncated"]` of the image is true.
+        max_pixels: Number of pixels above which an image is refused. A JPEG, unless it is progressive, is decoded at
+            a smaller scale instead, which takes no more memory.
 
     Raises:
-        ImageError: The file is missing, unreadable, truncated, not an image, or has more than `MAX_PIXELS`.
+        UserError: A value is out of its range.
     """
-    try:
-        if content is None and os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would never end
-            raise ImageError("is a directory" if os.path.isdir(path) else "not a regular file")
-        if os.fspath(path).lower().endswith(HEIC_SUFFIXES):
-            if not find_spec("pillow_heif"):
-                raise ImageError('HEIC needs the extra `formats`: pip install -e ".[formats]"')
-            from pillow_heif import register_heif_opener
 
-            register_heif_opener()  # also in worker processes
-        with Image.open(path if content is None else BytesIO(content)) as image:
-            return _decoded(image)
-    except ImageError:
-        raise
-    except MemoryError:
-        raise ImageError("too large for this machine's memory") from None
-    except Exception as error:  # Pillow's plugins raise nearly everything on damaged files
-        if isinstance(error, UnidentifiedImageError):
-            raise ImageError("not an image (no format that Pillow knows)") from error
-        raise ImageError(reason(error)) from error
+    truncated: str = "refuse"
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        check_choice("truncated", self.truncated, ("refuse", "keep"))
+        check_integer("max_pixels", self.max_pixels, 1)
+
+    def load(self, path: str | os.PathLike[str], content: bytes | None = None) -> Image.Image:
+        """Decode an image file, or its `content` if that was already read, to mode RGB.
+
+        Raises:
+            ImageError: The file is missing, unreadable, truncated, not an image, or has more than `max_pixels`.
+        """
+        if content is not None:
+            return self._read(BytesIO(content))
+        given = user_path(path)
+        try:
+            if os.path.exists(given) and not os.path.isfile(given):  # reading a pipe would never end
+                raise ImageError("is a directory" if os.path.isdir(given) else "not a regular file")
+            with open(given, "rb") as stream:
+                return self._read(stream)
+        except (OSError, ValueError) as error:  # the latter of a NUL in the path
+            url = re.match(r"https?://|data:", os.fspath(path))
+            raise ImageError("a URL is not fetched; give the file or its bytes" if url else reason(error)) from error
+
+    def convert(self, image: Any, channels: str = "rgb") -> Image.Image:
+        """Return an image of mode RGB, or raise an `ImageError`.
+
+        Args:
+            image: Path; content of an image file, as bytes, bytearray, memoryview or a file object that is open for
+                reading bytes; Pillow image; or array or tensor as `array_image` takes it.
+            channels: Order of the channels of arrays and tensors: rgb or bgr.
+        """
+        try:
+            if isinstance(image, str | os.PathLike):
+                return self.load(image)
+            if isinstance(image, Image.Image):
+                return self._lazy(image)
+            if image is None:
+                raise ImageError("None: readers such as cv2.imread return it for a file that they can't find or read")
+            if isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "read"):
+                return self._read(BytesIO(_content(image)))
+            return self._decoded(array_image(image, channels))
+        except ImageError:
+            raise
+        except MemoryError:
+            raise ImageError("too large for this machine's memory") from None
+        except Exception as error:  # of whatever was given
+            raise ImageError(f"not an image: {type(image).__name__}") from error
+
+    def _lazy(self, image: Image.Image) -> Image.Image:
+        try:
+            return self._decoded(image)
+        except OSError as error:  # of one that Pillow has not read to its end yet
+            if self.truncated == "refuse":
+                raise ImageError(reason(error)) from error
+            return self._decoded(image, keep=True)
+
+    def _read(self, stream: IO[bytes]) -> Image.Image:
+        try:
+            return self._decoded(self._open(stream))
+        except ImageError:
+            raise
+        except MemoryError:
+            raise ImageError("too large for this machine's memory") from None
+        except Exception as error:  # Pillow's plugins raise nearly everything on damaged files
+            stream.seek(0)
+            content = stream.read()
+            bare = without_metadata(content)
+            keep = [content, *bare] if self.truncated == "keep" else []
+            for some, kept in [*((each, False) for each in bare), *((each, True) for each in keep)]:
+                with suppress(Exception):
+                    return self._decoded(self._open(BytesIO(some)), kept)
+            raise ImageError(_reason(error, content)) from error
+
+    def _open(self, stream: IO[bytes]) -> Image.Image:
+        start = stream.read(SIGNATURE)
+        stream.seek(0)
+        if not start:
+            raise ImageError("is empty")
+        if is_heic(start):
+            return self._open_heic(stream)
+        if start.startswith(b"\xff\xd8\xff"):
+            image: Image.Image = JpegImagePlugin.JpegImageFile(stream)  # Image.open has a limit for the whole process
+            scale = 1
+            while image.width * image.height > MAX_PIXELS and scale < 8 and "progressive" not in image.info:
+                image = JpegImagePlugin.JpegImageFile(stream) if scale > 1 else image
+                scale *= 2
+                image.draft(None, (image.width // scale, image.height // scale))
+            return image
+        if Image.MAX_IMAGE_PIXELS and self.max_pixels > MAX_PIXELS:
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, self.max_pixels)  # Pillow's own limit
+        try:
+            image = Image.open(stream)
+        except Image.DecompressionBombError as error:
+            number = "".join(re.findall(r"\d+", str(error))[:1])
+            raise self._too_large(number) from error
+        if image.format in REFUSED:
+            raise ImageError(f"not an image that can be decoded ({image.format})")
+        if not isinstance(image.info.get("xmp"), bytes):
+            image.info.pop("xmp", None)  # of a TIFF, on which Pillow would fail
+        if is_raw(image, start):
+            raise ImageError("a camera's raw file, whose first image is a thumbnail; give it as JPEG")
+        return image
+
+    def _open_heic(self, stream: IO[bytes]) -> Image.Image:
+        if not find_spec("pillow_heif"):
+            raise ImageError('HEIC needs the extra `formats`: pip install -e ".[formats]"')
+        import pillow_heif  # not registered with Pillow, which would hold for the whole process
+
+        heic = pillow_heif.open_heif(stream)
+        self._check_size(*heic.size)
+        return heic.to_pillow()
+
+    def _decoded(self, image: Image.Image, keep: bool = False) -> Image.Image:
+        self._check_size(*image.size)
+        with _TRUNCATED.only(keep):
+            image.load()
+        image = _rgb(image)
+        if keep:
+            image.info["truncated"] = True
+        return image
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self.max_pixels:
+            raise self._too_large(f"{width} x {height}")
+        if not width * height:
+            raise ImageError("has no pixels")
+
+    def _too_large(self, size: str) -> ImageError:
+        limit = f"max_pixels={self.max_pixels} (in training data.max_pixels)"
+        return ImageError(f"{size} pixels are more than {limit}, which may be raised")
 
 
-def _decoded(image: Image.Image) -> Image.Image:
-    if not 0 < image.width * image.height <= MAX_PIXELS:
-        raise ImageError(f"{image.width} x {image.height} pixels; give from 1 to {MAX_PIXELS:,} in all")
-    image.load()
-    image = ImageOps.exif_transpose(image)
+class _Truncated(threading.local):
+    """Stands for Pillow's LOAD_TRUNCATED_IMAGES, which other libraries set for the whole process.
+
+    A thread that decodes here has its own value meanwhile; for all others it is what was set.
+    """
+
+    ours: bool | None = None
+
+    def __bool__(self) -> bool:
+        return bool(_others_keep[0]) if self.ours is None else self.ours
+
+    @contextmanager
+    def only(self, keep: bool) -> Iterator[None]:
+        pillow: Any = ImageFile
+        if pillow.LOAD_TRUNCATED_IMAGES is not self:
+            _others_keep[0], pillow.LOAD_TRUNCATED_IMAGES = pillow.LOAD_TRUNCATED_IMAGES, self
+        self.ours = keep
+        try:
+            yield
+        finally:
+            self.ours = None
+
+
+_others_keep: list[object] = [False]
+_TRUNCATED = _Truncated()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    image = upright(image)
     if image.mode.startswith("I"):  # I;16, I;16B, and I as older Pillow reads 16-bit PNG
         values = np.asarray(image).clip(0, 65535)
         eight_bit = image.mode == "I" and values.max() <= 255  # a wide mode that holds 8-bit values
@@ -102,19 +223,27 @@ def _decoded(image: Image.Image) -> Image.Image:
         image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = in_srgb(image if image.mode in ("L", "CMYK") else image.convert("RGB"), profile).convert("RGB")
+    image.info = {}  # what has been applied
+    excess = math.ceil(math.sqrt(image.width * image.height / MAX_PIXELS))
+    return image.reduce(excess) if excess > 1 else image
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[str]:
-    """Return the files below `folder` that end in one of `IMAGE_SUFFIXES`, sorted, without hidden ones.
+def _content(given: Any) -> bytes:
+    if hasattr(given, "read"):
+        with suppress(Exception):
+            given.seek(0)  # what was just written stands at its end
+        given = given.read()
+    if not isinstance(given, bytes | bytearray | memoryview):
+        raise ImageError("a file object that gives no bytes; open it with mode 'rb', or await its read()")
+    if isinstance(given, memoryview) and given.ndim != 1:
+        raise ImageError(f"a memoryview of {given.ndim} dimensions; give the array")
+    return bytes(given)
 
-    Folders that can't be read are listed too, so that the images in them are reported rather than lost.
-    """
-    found: list[str] = []
-    unread: list[OSError] = []
-    for parent, children, names in os.walk(folder, onerror=unread.append):
-        children[:] = sorted(name for name in children if not name.startswith("."))
-        shown = sorted(name for name in names if not name.startswith("."))
-        found += [os.path.join(parent, name) for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
-    return found + [error.filename for error in unread]
+
+def _reason(error: Exception, content: bytes) -> str:
+    if isinstance(error, UnidentifiedImageError | SyntaxError):
+        kind = stream_kind(BytesIO(content))
+        return f"not an image but {kind}" if kind else "not an image (no format that Pillow knows)"
+    return reason(error)

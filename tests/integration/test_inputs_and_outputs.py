@@ -23,7 +23,7 @@ from PIL import Image
 
 from gender_cls.inference import journal
 from gender_cls.inference.predictor import Predictor
-from gender_cls.transforms import decode
+from gender_cls.transforms.decode import Decoder
 
 MODEL = "Binary_Classification_model.pth"
 
@@ -87,6 +87,7 @@ def test_a_table_in_three_formats(drawn: Path, in_tmp: Path, model: str) -> None
         assert line["label"] == row["label"]
     assert lines[-1] == {
         "path": "gone.jpg", "label": "", "confidence": None, "p_male": None, "error": "no such file or directory",
+        "note": "",
     }  # fmt: skip
     assert sorted(map(str, Path().glob("o.*"))) == ["o.csv", "o.jsonl", "o.parquet"]
 
@@ -120,9 +121,9 @@ def test_a_killed_run_is_continued(many: list[str], model: str, in_tmp: Path, tr
     predicted = []
     predict_chunk = Predictor._predict_chunk
 
-    def count(self: Predictor, run: Any, images: list[str]) -> Any:
+    def count(self: Predictor, run: Any, decode: Any, images: list[str]) -> Any:
         predicted.extend(images)
-        return predict_chunk(self, run, images)
+        return predict_chunk(self, run, decode, images)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Predictor, "_predict_chunk", count)
@@ -225,12 +226,12 @@ def hostile(folder: Path, image: bytes) -> dict[str, str]:
     Image.fromarray(values).save(folder / "nan.tiff")
     (folder / "dangling.jpg").symlink_to(folder / "nothing")
     (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
-    (folder / "folders").symlink_to(folder)  # never followed
+    (folder / "folders").symlink_to(folder)  # followed once
     os.mkfifo(folder / "pipe.jpg")
     (folder / "pickle.png").write_bytes(b"\x80\x04\x95cos\nsystem\n")
     return {
-        "truncated.jpg": "truncated", "empty.jpg": "not an image", "text.jpg": "not an image",
-        "bomb.png": "exceeds limit", "small_bomb.png": "11000 x 10000 pixels; give from 1 to 100,000,000",
+        "truncated.jpg": "truncated", "empty.jpg": "is empty", "text.jpg": "not an image",
+        "bomb.png": "pixels are more than max_pixels=100000000", "small_bomb.png": "11000 x 10000 pixels are more than",
         "nan.tiff": "not finite",
         "dangling.jpg": "no such file", "loop.jpg": "too many levels of symbolic links", "pickle.png": "not an image",
         "pipe.jpg": "not a regular file",
@@ -262,13 +263,13 @@ def test_hostile_files_have_their_own_rows(drawn: Path, model: str, in_tmp: Path
 def test_a_file_that_disappears_midway(
     many: list[str], model: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = decode.load_rgb
+    load = Decoder.load
 
-    def vanish(path: str) -> Image.Image:
+    def vanish(self: Decoder, path: str) -> Image.Image:
         Path(many[90]).unlink(missing_ok=True)
-        return load(path)
+        return load(self, path)
 
-    monkeypatch.setattr(decode, "load_rgb", vanish)
+    monkeypatch.setattr(Decoder, "load", vanish)
     predict("img=many", model, "out=o.csv", code=1)
     assert [row["path"] for row in rows_of("o.csv") if row["error"]] == [many[90]]
 
@@ -280,9 +281,10 @@ def test_a_file_that_may_not_be_read(drawn: Path, trained: Path, tmp_path: Path)
     image.write_bytes(next(drawn.glob("val/male/*.jpg")).read_bytes())
     image.chmod(0)
     code = (
-        "import os, sys\nfrom gender_cls.transforms.decode import ImageError, load_rgb\n"
+        "import os, sys\nfrom gender_cls.errors import ImageError\n"
+        "from gender_cls.transforms.decode import Decoder\n"
         "if os.geteuid() == 0: os.seteuid(65534)\n"
-        "try: load_rgb(sys.argv[1])\nexcept ImageError as error: print(error)"
+        "try: Decoder().load(sys.argv[1])\nexcept ImageError as error: print(error)"
     )
     for folder in (tmp_path, *tmp_path.parents):
         if os.access(folder, os.W_OK) and folder != Path("/"):

@@ -142,7 +142,7 @@ def test_folders_and_files_in_order(
     with open("o.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [*expected, "notes.txt", "gone.jpg"]
-    assert list(rows[0]) == ["path", "label", "confidence", "p_male", "error"]
+    assert list(rows[0]) == ["path", "label", "confidence", "p_male", "error", "note"]
     for row in rows[:-2]:
         p_male = float(row["p_male"])
         assert row["label"] == ("male" if p_male > 0.5 else "female")
@@ -153,6 +153,7 @@ def test_folders_and_files_in_order(
         "confidence": "",
         "p_male": "",
         "error": "no such file or directory",
+        "note": "",
     }
     assert not list(Path().glob("*.part"))
 

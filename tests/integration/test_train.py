@@ -28,7 +28,7 @@ from gender_cls.data.validation import check
 from gender_cls.training import crossfit, module
 from gender_cls.training.compose import Run as Job
 from gender_cls.training.run import evaluate
-from gender_cls.transforms.decode import load_rgb
+from gender_cls.transforms.decode import Decoder
 from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import Augmentation, TrainingViews
 
@@ -181,7 +181,7 @@ def test_a_plain_loop_finds_the_same_head(how: tuple[str, ...], train: Run, draw
         most = max(most, 1 + max(draw for _, draw in keys))
         for first in range(0, len(keys), 8):
             batch = keys[first : first + 8]
-            views = [views_of(load_rgb(faces[i].path), faces[i].digest, [draw]) for i, draw in batch]
+            views = [views_of(Decoder().load(faces[i].path), faces[i].digest, [draw]) for i, draw in batch]
             loss = loss_of(net(preprocessing.normalize(torch.cat(views))).squeeze(1), labels[[i for i, _ in batch]])
             optimizer.zero_grad()
             loss.backward()
@@ -570,5 +570,5 @@ def test_help_answers_a_newcomer(capsys: pytest.CaptureFixture[str]) -> None:
     script("train.py", "--help")
     said = capsys.readouterr().out
     assert "experiment=demo" in said
-    assert """'data.root="my photos (1)"'""" in said  # how to quote
+    assert 'data.root="my photos (1)"' in said  # how to quote, for the shell alone
     assert "experiment: baseline, demo, finetune, robust, robust_efficientnet_lite0" in said

@@ -10,7 +10,7 @@ import pytest
 from gender_cls.data import validation
 from gender_cls.data.datamodule import DemoDataModule
 from gender_cls.data.identities import assign_identities, fold_identities, split_identities
-from gender_cls.data.sources import UNSPLIT, Face, Splits, folder, manifest
+from gender_cls.data.sources import UNSPLIT, Face, Listed, folder, manifest
 from gender_cls.data.validation import check
 from gender_cls.errors import UserError
 
@@ -29,7 +29,7 @@ def some_faces(identities: int = 40, images: int = 3) -> list[Face]:
 
 
 def test_a_folder_is_read_as_imagefolder_reads_it(drawn: Path) -> None:
-    faces = folder(drawn)
+    faces = folder(drawn).splits
     assert list(faces) == ["train", "val"]
     for face in faces["train"] + faces["val"]:
         assert face.label == ("female", "male").index(Path(face.path).parent.name)
@@ -115,7 +115,7 @@ def test_a_manifest_with_all_its_columns(drawn: Path, tmp_path: Path) -> None:
         shown = path if n % 2 else path.relative_to(tmp_path)  # absolute and relative to the CSV
         lines.append(f"{shown},{path.parent.name.upper()},{'val' if n % 3 == 0 else 'train'},who{n},{n % 5}")
     (tmp_path / "faces.csv").write_text("\ufeff" + "\n".join(lines))  # as a spreadsheet saves it
-    faces = manifest(tmp_path / "faces.csv")
+    faces = manifest(tmp_path / "faces.csv").splits
     assert list(faces) == ["train", "val"]
     assert len(faces["val"]) == 16
     first = faces["val"][0]
@@ -127,7 +127,7 @@ def test_a_manifest_without_a_split_is_split_by_identity(drawn: Path, tmp_path: 
     lines = [f"{path},{path.parent.name}" for path in sorted(drawn.glob("*/*/*.jpg"))]
     (tmp_path / "faces.csv").write_text("\n".join(["path,label", *lines]))
     unsplit = manifest(tmp_path / "faces.csv")
-    assert list(unsplit) == [UNSPLIT]
+    assert list(unsplit.splits) == [UNSPLIT]
     faces = check(unsplit, PATTERN, val_share=0.3).splits
     assert not {f.identity for f in faces["train"]} & {f.identity for f in faces["val"]}
     assert 0.2 < len(faces["val"]) / len(lines) <= 0.3
@@ -147,8 +147,8 @@ def test_a_manifest_of_camera_names_says_so(faces: Path, tmp_path: Path) -> None
 
 def test_the_line_of_an_error_counts_blank_lines(drawn: Path, tmp_path: Path) -> None:
     image = next(drawn.glob("*/male/*.jpg"))
-    (tmp_path / "faces.csv").write_text(f"path,label\n\n\n{image},man\n")
-    refused("bad-data", "faces.csv line 4: label 'man'", manifest, tmp_path / "faces.csv")
+    (tmp_path / "faces.csv").write_text(f"path,label\n\n\n{image},person\n")
+    refused("bad-data", "faces.csv line 4: label 'person'", manifest, tmp_path / "faces.csv")
 
 
 def test_which_identities_are_held_out_does_not_depend_on_the_folder(
@@ -182,7 +182,7 @@ def test_leaks_between_splits_are_said(faces: Path) -> None:
 def test_digests_are_cached(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     original = validation._read_one
-    monkeypatch.setattr(validation, "_read_one", lambda path: read.append(path) or original(path))
+    monkeypatch.setattr(validation, "_read_one", lambda path, decoder: read.append(path) or original(path, decoder))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     one = check(folder(faces), PATTERN)
     assert len(read) == 76
@@ -211,13 +211,17 @@ def test_a_cache_that_can_not_be_written_costs_only_the_memory(
         assert len(check(folder(faces), PATTERN).splits["train"]) == 48
 
 
-def test_a_class_of_which_nothing_can_be_read(faces: Path) -> None:
-    shutil.rmtree(faces / "val" / "female")
-    (faces / "val" / "female").mkdir()
-    (faces / "val" / "female" / "x.jpg").touch()
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_class_of_which_nothing_can_be_read(split: str, faces: Path) -> None:
+    shutil.rmtree(faces / split / "female")
+    (faces / split / "female").mkdir()
+    (faces / split / "female" / "x.jpg").touch()
     for n in range(30):  # one in 47 is below 5 %
-        shutil.copy(min((faces / "val" / "male").iterdir()), faces / "val" / "male" / f"y{n}_0001.jpg")
-    refused("no-images", "no female image of val can be read", check, folder(faces), PATTERN)
+        shutil.copy(min((faces / split / "male").iterdir()), faces / split / "male" / f"y{n}_0001.jpg")
+    if split == "train":
+        refused("no-images", "no female image in train that can be read", check, folder(faces), PATTERN)
+    else:
+        assert "there is no female image in val that can be read" in "\n".join(check(folder(faces), PATTERN).notes)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +229,7 @@ def test_a_class_of_which_nothing_can_be_read(faces: Path) -> None:
     [("identity", "("), ("identity", "^x$"), ("val_share", 1), ("holdout", 1.5), ("holdout", "x"), ("split_seed", 0.5)],
 )
 def test_values_are_checked_before_any_image_is_read(key: str, value: object) -> None:
-    unread = {split: [Face("nowhere.jpg", label) for label in (0, 1)] for split in ("train", "val")}
+    unread = Listed({split: [Face("nowhere.jpg", label) for label in (0, 1)] for split in ("train", "val")})
     refused("bad-value", f"data.{key}={value}", check, unread, **{"identity": None, key: value})
 
 
@@ -255,19 +259,19 @@ def test_an_image_under_both_labels_is_said(faces: Path) -> None:
     assert "1 images are under both labels" in check(folder(faces), PATTERN).notes[0]
 
 
-def draw_demo(root: Path, seed: int) -> Splits:
+def draw_demo(root: Path, seed: int) -> Listed:
     return DemoDataModule(root, train=(5, 9), val=(2, 3), side=32, draw_seed=seed).list_faces()
 
 
 def test_the_demo_is_seeded_and_kept(tmp_path: Path) -> None:
     one = draw_demo(tmp_path / "one", 0)
-    assert {split: len(faces) for split, faces in one.items()} == {"train": 14, "val": 5}
+    assert {split: len(faces) for split, faces in one.splits.items()} == {"train": 14, "val": 5}
     other = draw_demo(tmp_path / "other", 0)
     fingerprint = check(one, PATTERN).fingerprint
     assert fingerprint == check(other, PATTERN).fingerprint
     assert fingerprint != check(draw_demo(tmp_path / "seed", 1), PATTERN).fingerprint
-    before = os.stat(one["train"][0].path).st_mtime_ns
+    before = os.stat(one.splits["train"][0].path).st_mtime_ns
     draw_demo(tmp_path / "one", 0)
-    assert os.stat(one["train"][0].path).st_mtime_ns == before
+    assert os.stat(one.splits["train"][0].path).st_mtime_ns == before
     assert not list(tmp_path.glob("*.part*"))
     refused("conflict", f"data.root={tmp_path / 'one'}", draw_demo, tmp_path / "one", 1)

@@ -20,7 +20,8 @@ from gender_cls.features import extractor
 from gender_cls.features.extractor import Extractor, FeatureOptions
 from gender_cls.features.store import DIGEST, Store
 from gender_cls.models.network import GenderNet
-from gender_cls.transforms.decode import content_digest, list_images, load_rgb
+from gender_cls.transforms.decode import Decoder, content_digest
+from gender_cls.transforms.listing import list_images
 from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import (
     CONDITIONS,
@@ -82,7 +83,7 @@ def make(network: GenderNet, tmp_path: Path) -> Make:
 
 
 def wanted(root: Path) -> dict[bytes, str]:
-    return {content_digest(Path(path).read_bytes()).encode(): path for path in list_images(root / "train")}
+    return {content_digest(Path(path).read_bytes()).encode(): path for path in list_images(root / "train").paths}
 
 
 def read(store: Store, images: dict[bytes, str], column: int) -> torch.Tensor:
@@ -100,7 +101,7 @@ def test_stored_features_are_those_of_the_network(drawn: Path, make: Make, netwo
     images = wanted(drawn)
     assert how.compute(images) == 48 * 5
     digest, path = list(images.items())[7]
-    views = how.views(load_rgb(path), digest.decode(), COLUMNS)
+    views = how.views(Decoder().load(path), digest.decode(), COLUMNS)
     expected = network.features(how.views.preprocessing.normalize(views))
     for column, row in zip(COLUMNS, expected):
         assert torch.allclose(read(how.store, images, column)[7], row, rtol=1e-4, atol=1e-5)
@@ -174,7 +175,7 @@ def test_an_added_image_computes_one_image_and_a_changed_one_too(faces: Path, ma
     assert make().compute(wanted(faces)) == 48 * 5
     assert make().compute(wanted(faces)) == 0
     first, second, *_ = sorted((faces / "train" / "male").iterdir())
-    image = load_rgb(first).rotate(90)
+    image = Decoder().load(first).rotate(90)
     image.save(faces / "train" / "male" / "zz_0001.png")
     assert make().compute(wanted(faces)) == 5
     image.rotate(90).save(second)  # the same name, another content
@@ -266,7 +267,8 @@ from pathlib import Path
 sys.path[:0] = [{root!r}]
 from gender_cls.features import extractor, store
 from gender_cls.models.network import GenderNet
-from gender_cls.transforms.decode import content_digest, list_images
+from gender_cls.transforms.decode import content_digest
+from gender_cls.transforms.listing import list_images
 from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import TrainingViews
 extractor.SHARD_IMAGES = 10
@@ -274,7 +276,7 @@ extractor.SHARD_IMAGES = 10
 views = TrainingViews(Preprocessing(size=32))
 how = extractor.Extractor(GenderNet({weights!r}), extractor.FeatureOptions(sys.argv[1], precision="fp32"))
 {start}
-images = {{content_digest(Path(path).read_bytes()).encode(): path for path in list_images({faces!r})}}
+images = {{content_digest(Path(path).read_bytes()).encode(): path for path in list_images({faces!r}).paths}}
 how.compute(views, images, dict.fromkeys(images, {columns!r}), num_workers=1)
 """
 KILLED_WHILE_WRITING = """

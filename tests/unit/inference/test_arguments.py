@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import Fails
 
-from gender_cls.errors import UserError
-from gender_cls.inference.arguments import command, parse_arguments, printable, run_main
+from gender_cls.errors import UserError, printable
+from gender_cls.inference.arguments import command, parse_arguments, run_main
 
 KEYS = ("img", "model", "min_confidence")
 

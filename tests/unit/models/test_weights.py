@@ -106,6 +106,6 @@ def test_what_is_no_state_dict_is_refused(code: str, content: object, tmp_path: 
 
 
 def test_a_folder_is_not_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^model\.weights=here: is a directory") as failure:
+    with pytest.raises(UserError, match=r"^model\.weights=here is a folder") as failure:
         read_state_dict(tmp_path, "model.weights=here")
-    assert failure.value.code == "unreadable"
+    assert failure.value.code == "bad-model"

@@ -5,14 +5,14 @@ import pytest
 from PIL import Image
 
 from gender_cls.transforms.corruptions import CORRUPTIONS, MAX_SIDE, SEVERITIES, corrupt
-from gender_cls.transforms.decode import load_rgb
+from gender_cls.transforms.decode import Decoder
 
 names = pytest.mark.parametrize("name", CORRUPTIONS)
 
 
 @pytest.fixture(scope="module")
 def face(drawn: Path) -> np.ndarray:
-    return np.asarray(load_rgb(next((drawn / "val" / "male").iterdir())).resize((224, 224)))
+    return np.asarray(Decoder().load(next((drawn / "val" / "male").iterdir())).resize((224, 224)))
 
 
 def corrupted(image: np.ndarray, name: str, severity: int, seed: int = 0) -> np.ndarray:

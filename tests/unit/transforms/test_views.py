@@ -9,7 +9,7 @@ from PIL import Image
 
 from gender_cls.errors import UserError
 from gender_cls.transforms.corruptions import CORRUPTIONS
-from gender_cls.transforms.decode import load_rgb
+from gender_cls.transforms.decode import Decoder
 from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import (
     CLEAN,
@@ -27,7 +27,7 @@ PLAIN = Augmentation(flip=0, jitter=(0, 0, 0), blur=0)
 
 @pytest.fixture(scope="module")
 def face(drawn: Path) -> Image.Image:
-    return load_rgb(next((drawn / "val" / "male").iterdir()))
+    return Decoder().load(next((drawn / "val" / "male").iterdir()))
 
 
 def training(seed: int = 0, **augment: Any) -> TrainingViews:

@@ -1,0 +1,46 @@
+"""From an array or tensor to an image."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gender_cls.errors import ImageError
+
+CHANNELS = (1, 3, 4)
+ENCODED = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")  # how image files begin
+
+
+def array_image(given: Any, channels: str = "rgb") -> Image.Image:
+    """Return the image of mode L, RGB or RGBA that an array or tensor holds.
+
+    Args:
+        given: Array (H, W) or (H, W, C), or tensor (H, W) or (C, H, W), of uint8 or of floats in 0..1, where C is
+            1 (gray), 3, or 4 (with transparency).
+        channels: Order of three or four channels: rgb or bgr.
+
+    Raises:
+        ImageError: It has another shape, type or range, or holds the bytes of a file.
+    """
+    tensor = hasattr(given, "detach")
+    if tensor:
+        given = given.detach().cpu()
+        given = (given.float() if given.is_floating_point() else given).numpy()
+    values = np.asarray(given)
+    what = f"{'a tensor' if tensor else 'an array'} of shape {tuple(values.shape)}"
+    if values.ndim == 1 or (values.ndim == 2 and 1 in values.shape and values.tobytes().startswith(ENCODED)):
+        raise ImageError(f"{what}: no image; if it holds a file's bytes, give them as bytes: array.tobytes()")
+    if values.ndim == 3 and tensor:
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in CHANNELS) or 0 in values.shape:
+        known = "(H, W) or (C, H, W)" if tensor else "(H, W) or (H, W, C)"
+        raise ImageError(f"{what}; give {known}, where C is 1, 3 or 4")
+    if values.dtype != np.uint8:
+        if values.dtype.kind != "f" or not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise ImageError(f"holds {values.dtype} that is not in 0..1; give uint8, or floats in 0..1")
+        values = (255 * values).round().astype(np.uint8)
+    if values.ndim == 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    elif values.ndim == 3 and channels == "bgr":
+        values = values[..., [2, 1, 0, *range(3, values.shape[-1])]]
+    return Image.fromarray(np.ascontiguousarray(values))
