@@ -13,6 +13,7 @@ from gender_cls.files import stream_kind, user_path
 DELIMITERS = (",", ";", "\t")
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
 PARQUET = b"PAR1"
+HEADER = 100_000  # letters in which the first line ends
 EXCEL = "sep="  # a first line by which Excel names the delimiter
 
 
@@ -43,8 +44,7 @@ def read_table(content: bytes, source: str) -> Table:
     if content.startswith(PARQUET):
         return _read_parquet(content, source)
     text = read_text(content, source)
-    first = next((line for line in text.split("\n") if line.strip() and not line.startswith(EXCEL)), "")
-    headers = {delimiter: _names(next(csv.reader([first], delimiter=delimiter), [])) for delimiter in DELIMITERS}
+    headers = {delimiter: _header(text[:HEADER], delimiter) for delimiter in DELIMITERS}
     for delimiter, names in headers.items():
         if "path" in names:
             return _read_csv(text, delimiter, source)
@@ -77,6 +77,14 @@ def locate(folder: str | os.PathLike[str], cell: str) -> str:
         names.append(raw.decode("cp1252", errors="replace"))
     paths = (user_path(os.path.join(folder, os.path.expanduser(name))) for name in dict.fromkeys(names))
     return next(filter(os.path.lexists, paths), os.path.join(folder, cell))
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    try:
+        rows = csv.reader(StringIO(text, newline=""), delimiter=delimiter)
+        return _names(next((row for row in rows if any(row) and not row[0].startswith(EXCEL)), []))
+    except csv.Error:
+        return []
 
 
 def _names(cells: list[str]) -> list[str]:

@@ -122,7 +122,8 @@ def _list_split(directory: Path, classes: dict[str, int], ignored: Counter[str])
     others = [name for name in names if _key(name) not in classes]
     if len(others) == len(names):
         found = ", ".join(names[:5]) or "no folder"
-        raise UserError("not-found", f"{directory} holds {found}; data.root needs {needs}, or {_unknown(found)}")
+        way_out = f"data.root needs {needs}, or {_unknown(names[0] if names else '')}"
+        raise UserError("not-found", f"{directory} holds {found}; {way_out}")
     if others:
         way_out = f"rename or remove it, or {_unknown(others[0])}"
         raise UserError("bad-data", f"{directory} holds {others[0]!r} beside the folders of female and male; {way_out}")

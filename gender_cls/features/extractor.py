@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,7 +132,8 @@ class Extractor:
         plan = _plan(missing, BATCH if in_workers else GPU_BATCH)
         planned = [block for shard in plan for block in shard]
         blocks = _Blocks(planned, images, views, self.decoder, build if in_workers else None)
-        computed = iter(DataLoader(blocks, batch_size=None, num_workers=min(num_workers, len(blocks))))
+        workers = min(num_workers, len(blocks))
+        computed = iter(DataLoader(blocks, batch_size=None, num_workers=workers, collate_fn=tuple))
         total = sum(map(len, missing.values()))
         print(f"computing features of {total} {views.facts['of']} views of {len(missing)} images to {store.folder}")
         seconds = 0.1 if sys.stderr.isatty() else 30  # an occasional line in a log
@@ -142,7 +144,7 @@ class Extractor:
                 for columns, digests in shard:
                     some, output = next(computed)
                     if some:
-                        features = _in_batches(backbone, output, GPU_BATCH) if backbone else output
+                        features = _in_batches(backbone, output, GPU_BATCH) if backbone else torch.from_numpy(output)
                         parts.append(features.reshape(len(some), len(columns), -1))
                         read += some
                     bar.update(len(columns) * len(digests))
@@ -151,8 +153,12 @@ class Extractor:
 
 
 @dataclass(eq=False)
-class _Blocks(Dataset[tuple[list[bytes], torch.Tensor]]):
-    """Digests of the images of each block that can be read, and their views, or their features if `build` is given."""
+class _Blocks(Dataset[tuple[list[bytes], Any]]):
+    """Digests of the images of each block that can be read, and their views, or their features if `build` is given.
+
+    Features are arrays, which workers send through a pipe; tensors would need shared memory, of which containers have
+    little.
+    """
 
     blocks: list[Block]
     images: dict[bytes, str]
@@ -164,7 +170,7 @@ class _Blocks(Dataset[tuple[list[bytes], torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def __getitem__(self, number: int) -> tuple[list[bytes], torch.Tensor]:
+    def __getitem__(self, number: int) -> tuple[list[bytes], Any]:
         if self.build and not self.backbone:
             self.backbone = self.build()  # only after the process is forked, since it may have threads
         columns, digests = self.blocks[number]
@@ -176,7 +182,9 @@ class _Blocks(Dataset[tuple[list[bytes], torch.Tensor]]):
             except ImageError as error:
                 log.warning("left out: %s: %s", printable(path), error)
         output = torch.cat(list(views.values())) if views else torch.empty(0)
-        return list(views), _in_batches(self.backbone, output, BATCH) if self.backbone and views else output
+        if self.backbone and views:
+            output = _in_batches(self.backbone, output, BATCH)
+        return list(views), output.numpy() if self.backbone else output
 
     def _load(self, path: str, digest: str) -> Image.Image:
         """Decode a file whose content has the digest, so that no features are stored under the digest of another."""

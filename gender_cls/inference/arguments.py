@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -37,6 +38,21 @@ def parse_arguments(
             raise UserError("conflict", f"{key}= is given twice; give it once")
         values[key].append(value)
     return values
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """Return the line that gives these words to a command when it is pasted into a shell.
+
+    What a terminal would obey, and bytes that are not UTF-8, are escaped in the $'...' of bash and zsh.
+    """
+
+    def quoted(word: str) -> str:
+        if word.isprintable():
+            return shlex.quote(word)
+        plain = (chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\x{b:02x}" for b in os.fsencode(word))
+        return f"$'{''.join(plain)}'"
+
+    return " ".join(map(quoted, words))
 
 
 def command(verb: str) -> str:

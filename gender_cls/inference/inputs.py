@@ -5,6 +5,7 @@ import os
 import sys
 from io import BytesIO
 from pathlib import Path
+from unicodedata import normalize
 
 from gender_cls.errors import UserError, unreadable
 from gender_cls.files import stream_kind, user_path
@@ -40,8 +41,9 @@ def expand(given: str) -> Listing:
             raise UserError("no-images", f"img={given} holds no image; name the file itself")
         return listing
     if glob.has_magic(path) and not os.path.lexists(path):
-        if paths := _matching(path):
-            return Listing(paths)
+        for form in dict.fromkeys((path, normalize("NFC", path), normalize("NFD", path))):
+            if paths := _matching(form):
+                return Listing(paths)
         raise UserError("not-found", f"img={given}: no file has that name or matches that pattern")
     return Listing([path])
 

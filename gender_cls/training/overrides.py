@@ -2,12 +2,11 @@
 
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 
 from gender_cls.errors import UserError, check_extra
-from gender_cls.inference.arguments import command
+from gender_cls.inference.arguments import command, shell_line
 from gender_cls.training.config import RENAMED
 
 PATHS = (
@@ -39,7 +38,7 @@ def _quote(override: str, sweep: bool) -> str:
     key, equals, value = override.partition("=")
     if key.lstrip("+") not in PATHS or not value or SWEEPS.fullmatch(value):
         return override
-    if sweep and "," in value and not QUOTED.fullmatch(value):
+    if sweep and "," in value and not key.startswith("hydra."):  # which is not swept over
         paths = re.finditer(rf"(?:{QUOTED.pattern})(?=,|$)|[^,]+", value)
         return key + equals + ",".join(_quoted(path[0]) for path in paths)
     return key + equals + _quoted(value)
@@ -69,7 +68,7 @@ def literal(override: str) -> str:
 def train_command(overrides: Sequence[str]) -> str:
     """Return the command that trains with some overrides, and with the folder of a user's own configuration."""
     own = [first for first in zip(sys.argv, sys.argv[1:]) if first[0] in ("--config-dir", "-cd")]
-    return shlex.join([*command("train").split(), *(word for pair in own for word in pair), *map(literal, overrides)])
+    return shell_line([*command("train").split(), *(word for pair in own for word in pair), *map(literal, overrides)])
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

@@ -1,7 +1,6 @@
 """What a run does: compose, fit, calibrate, evaluate, save."""
 
 import os
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,7 +18,7 @@ from gender_cls.evaluation import report, tables
 from gender_cls.evaluation.metrics import Evaluation
 from gender_cls.evaluation.robustness import predict_conditions
 from gender_cls.files import relative_paths
-from gender_cls.inference.arguments import command
+from gender_cls.inference.arguments import command, shell_line
 from gender_cls.inference.export import save_model, write_json
 from gender_cls.inference.predictor import MODEL_NAME
 from gender_cls.inference.runtimes import one_torch_thread
@@ -148,7 +147,7 @@ def say_how_to_predict(run: Run, model: Path) -> None:
     again = [*command("predict").split(), f"model={shown_path(model)}", f"img={shown_path(image)}"]
     if found := limits(run.cfg):
         print(f"\nnote: predict.py takes this model only if it is named: {', '.join(found)} left images out")
-    print(f"\nsaved {printable(shown_path(model))}\n{shlex.join(again)}")
+    print(f"\nsaved {printable(shown_path(model))}\n{shell_line(again)}")
 
 
 def write_report(run: Run, calibrated: dict[str, Any] | None) -> report.Report:

@@ -27,6 +27,8 @@ def array_image(given: Any, channels: str = "rgb") -> Image.Image:
         given = given.detach().cpu()
         given = (given.float() if given.is_floating_point() else given).numpy()
     values = np.asarray(given)
+    if values.dtype == object or not (values.ndim or hasattr(given, "ndim")):
+        raise ImageError(f"not an image: {type(given).__name__}")
     what = f"{'a tensor' if tensor else 'an array'} of shape {tuple(values.shape)}"
     if values.ndim == 1 or (values.ndim == 2 and 1 in values.shape and values.tobytes().startswith(ENCODED)):
         raise ImageError(f"{what}: no image; if it holds a file's bytes, give them as bytes: array.tobytes()")

@@ -8,9 +8,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from gender_cls.training.overrides import literal, quote_paths
 
 PATHS = (
-    "/data/josé", "人脸", "a#b", "it's", "a=b", "x (1)", "20240101", "1e3", "faces/", " a b ", "a,b", "[x]", "{y}", "a:b",
-    "C:\\faces\\", "\\\\nas\\it's\\", 'say "hi"', "'half", "half'", "true", "nan", "$x", "100%", "?", "a\tb", "\\'", "NULL",
-    "!x", "a&b;c|d", "*", "(", "choice(1", "a  b", "=", "\\\\", "'\\'",
+    "/data/josé", "人脸", "a#b", "it's", "a=b", "x (1)", "20240101", "1e3", "faces/", " a b ", "a,b", "[x]", "{y}",
+    "C:\\faces\\", "\\\\nas\\it's\\", 'say "hi"', "'half", "half'", "true", "nan", "$x", "100%", "?", "a\tb", "\\'",
+    "NULL", "a:b", "!x", "a&b;c|d", "*", "(", "choice(1", "a  b", "=", "\\\\", "'\\'",
 )  # fmt: skip
 
 
@@ -42,6 +42,7 @@ def test_the_commas_of_a_sweep() -> None:
         assert quote_paths([start, *given]) == [start, *quoted]
         assert quote_paths([start, *quoted]) == [start, *quoted]
     assert taken(quote_paths(given)[0]) == "a b,it's,'c,d',20240101"
+    assert quote_paths(["-m", "hydra.sweep.dir=a,b"]) == ["-m", "hydra.sweep.dir='a,b'"]
     again = ["hparams_search=grid", "hydra.mode=RUN", "data.root=a,b"]
     assert quote_paths(again) == [*again[:2], "data.root='a,b'"]
 
