@@ -25,12 +25,9 @@ from gender_cls.training.module import GenderModule
 
 # arguments of the trainer that the heads of calibration folds do not follow, with their usual values
 REFUSED = {"accumulate_grad_batches": 1, "gradient_clip_val": None}
-# arguments of the trainer that leave images out, with their usual values
-LIMITS = {
-    **dict.fromkeys(("fast_dev_run", "overfit_batches"), 0),
-    **dict.fromkeys((f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")), 1.0),
-}
+# arguments of the trainer that leave images out: of training and, the rest, of evaluation
 PARTLY_TRAINED = ("fast_dev_run", "overfit_batches", "limit_train_batches")
+LIMITS = (*PARTLY_TRAINED, "limit_val_batches", "limit_predict_batches")
 # the head stays in fp32: stored features, calibration and export are made for it
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
 QUIET = (
@@ -93,7 +90,13 @@ def prepare(cfg: DictConfig) -> DictConfig:
 
 def limits(cfg: DictConfig) -> dict[str, Any]:
     """Return the arguments of the trainer that leave images out, with their values."""
-    return {key: value for key, usual in LIMITS.items() if (value := cfg.trainer.get(key, usual)) != usual}
+
+    def leaves_out(key: str, value: Any) -> bool:
+        if key.startswith("limit"):
+            return value is not None and not (isinstance(value, float) and value == 1)  # the integer is one batch
+        return bool(value)
+
+    return {key: value for key in LIMITS if leaves_out(key, value := cfg.trainer.get(key))}
 
 
 def compose_run(cfg: DictConfig) -> Run:
