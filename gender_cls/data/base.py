@@ -27,9 +27,7 @@ from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import CLEAN, Augmentation, EvaluationViews, RandomCorruption, TrainingViews
 
 DECIDE_A_HEAD = ("holdout", "split_seed", "batch_size", "balanced_sampler", "view_seed")
-REPORTS_TOO = (
-    "identity", "val_share", "split_seed", "group", "report_exclude", "classes", "truncated", "max_pixels"
-)  # fmt: skip
+REPORTS_TOO = ("identity", "val_share", "split_seed", "group", "report_exclude", "classes")
 EVALUATION_BATCH = 4096  # of features: a step costs more than what it computes
 
 
@@ -50,19 +48,16 @@ class FaceDataModule(pl.LightningDataModule):
         seed: Seed of the order of draws.
         size: Side of the network's input, in pixels.
         interpolation: Interpolation of the resize to it, by Pillow's name.
-        mean: Mean of each channel, in 0..1, that is subtracted.
-        std: Standard deviation of each channel that is divided by.
+        mean, std: Mean of each channel, in 0..1, that is subtracted, and standard deviation that is divided by.
         crop: Share of each image's width and height, in the middle, that is kept.
         median: Whether to take the median of 3 x 3 pixels before the resize.
-        augment: Augmentation of training views.
-        corruption: Corruption of training views.
+        augment, corruption: Augmentation and corruption of training views.
         view_seed: Seed of what is random in training views.
         cached_views: Number of training views of each image whose features are stored; 0 for a new view at each draw.
         features: Where and how features are stored.
         report_exclude: Regular expression on file names; a report gives its metrics also without these images.
         classes: Names of female and of male in folders or labels, as lists by class; None for the usual ones.
-        truncated: refuse or keep: what becomes of a file that ends too early.
-        max_pixels: Number of pixels above which an image is refused.
+        truncated, max_pixels: What becomes of files that end too early and of large images, see `Decoder`.
 
     Raises:
         UserError: A value is out of its range.
@@ -100,11 +95,10 @@ class FaceDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         check_integer("data.batch_size", batch_size, 1)
-        check_integer("data.num_workers", num_workers or 0, 0)
-        check_integer("data.view_seed", view_seed, 0)
+        from_zero = {"data.view_seed": view_seed, "seed": seed, "cached_views": cached_views}
+        for key, value in (from_zero | {"data.num_workers": num_workers or 0}).items():
+            check_integer(key, value, 0)
         check_split(identity, val_share, holdout, split_seed)
-        check_integer("seed", seed, 0)
-        check_integer("cached_views", cached_views, 0)
         check_boolean("data.balanced_sampler", balanced_sampler)
         check_regex("data.report_exclude", report_exclude)
         self.identity, self.val_share, self.holdout, self.split_seed = identity, val_share, holdout, split_seed
@@ -115,7 +109,7 @@ class FaceDataModule(pl.LightningDataModule):
         self.augment, self.corruption, self.view_seed = augment, corruption, view_seed
         self.cached_views, self.feature_options, self.report_exclude = cached_views, features, report_exclude
         self.classes, self.labels = classes, class_names(classes)
-        self.truncated, self.max_pixels, self.decoder = truncated, max_pixels, Decoder(truncated, max_pixels)
+        self.decoder = Decoder(truncated, max_pixels)
         self.features: dict[str, FeatureDataset] = {}
         self._extractor: Extractor | None = None
         self._one_thread = ExitStack()
@@ -127,18 +121,15 @@ class FaceDataModule(pl.LightningDataModule):
     @cached_property
     def faces(self) -> FaceSet:
         """Checked faces: each image is read once, and remembered."""
-        return check(
-            self.list_faces(), self.identity, self.val_share, self.holdout, self.split_seed, decoder=self.decoder
-        )
+        split = (self.identity, self.val_share, self.holdout, self.split_seed)
+        return check(self.list_faces(), *split, self.decoder)
 
     @cached_property
     def datasets(self) -> dict[str, FaceDataset]:
         """Views of the faces, by split."""
+        views, faces = {"train": self.views}, self.faces.splits.items()
         evaluation = EvaluationViews(self.views.preprocessing)
-        return {
-            split: FaceDataset(members, self.views if split == "train" else evaluation, self.decoder)
-            for split, members in self.faces.splits.items()
-        }
+        return {split: FaceDataset(some, views.get(split, evaluation), self.decoder) for split, some in faces}
 
     @property
     def eval_splits(self) -> list[str]:
@@ -241,18 +232,17 @@ class FaceDataModule(pl.LightningDataModule):
 
     def report_settings(self) -> dict[str, Any]:
         """Return what a later report on other data takes over from this run."""
-        return {key: getattr(self, key) for key in REPORTS_TOO}
+        return {key: getattr(self, key) for key in REPORTS_TOO} | asdict(self.decoder)
 
     def _cache(self, splits: list[str], number: int, network: GenderNet) -> None:
         if splits:
             images = {digest: path for split in splits for digest, path in self.datasets[split].by_digest().items()}
             wanted = dict.fromkeys(images, tuple(range(number)) if splits == ["train"] else (CLEAN,))
-            views = self.datasets[splits[0]].views
-            store = self.extractor(network).compute(views, images, wanted, self.num_workers)
+            store = self.extractor(network).compute(self.datasets[splits[0]].views, images, wanted, self.num_workers)
             self.features |= {split: FeatureDataset(self.datasets[split], store, number) for split in splits}
 
     def _loader(self, split: str, draws: Sequence[Any] | None = None, **options: Any) -> DataLoader[Any]:
-        dataset: Any = self.features[split] if self.features else self.datasets[split]
+        dataset: Any = (self.features or self.datasets)[split]
         dataset = dataset if draws is None else Subset(dataset, draws)
         if self.features:
             size = self.batch_size if split == "train" else max(self.batch_size, EVALUATION_BATCH)

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from gender_cls.errors import UserError, reason
-from gender_cls.files import cache_folder, replacing, write_text
+from gender_cls.files import cache_folder, replacing, user_path, write_text
 
 log = logging.getLogger(__name__)
 
@@ -175,9 +175,10 @@ def main() -> None:
         prog="python -m gender_cls.features.store",
         description="List or delete the frozen features that train.py stored. They can be computed again.",
     )
-    parser.add_argument("--dir", type=Path, default=cache_folder(), help="features.dir of the runs (%(default)s)")
+    parser.add_argument("--dir", default=cache_folder(), help="features.dir of the runs (%(default)s)")
     parser.add_argument("--clear", nargs="+", metavar="NAME", help="delete the stores of these names, or all")
     arguments = parser.parse_args()
+    arguments.dir = Path(user_path(arguments.dir))
     found = [about.parent for about in sorted(arguments.dir.glob(f"*/{ABOUT}"), key=lambda path: path.stat().st_mtime)]
     if not arguments.clear:
         print("\n".join(map(_line, found)) or f"no features in {arguments.dir}")
@@ -189,7 +190,10 @@ def main() -> None:
     for name in names:
         try:
             with FileLock(arguments.dir / name / "lock", timeout=0):
-                shutil.rmtree(arguments.dir / name)
+                for path in (arguments.dir / name).iterdir():
+                    if path.name != "lock":  # which Windows does not delete while it is held
+                        path.unlink()
+            shutil.rmtree(arguments.dir / name)
         except Timeout:
             sys.exit(f"error: {name} is in use by another process; it is not deleted")
         print(f"deleted {name}")

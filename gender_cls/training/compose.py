@@ -20,6 +20,7 @@ from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor, Progres
 from gender_cls.data.base import FaceDataModule
 from gender_cls.errors import UserError, check_choice, check_integer
 from gender_cls.evaluation.tables import balance_note, describe_data
+from gender_cls.files import user_path
 from gender_cls.training.callbacks import ImageLogger
 from gender_cls.training.module import GenderModule
 
@@ -68,6 +69,7 @@ def prepare(cfg: DictConfig) -> DictConfig:
     with open_dict(cfg):
         if cfg.run_dir is None:
             cfg.run_dir = f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+        cfg.run_dir, cfg.ckpt_path = (path and user_path(path) for path in (cfg.run_dir, cfg.ckpt_path))
         if cfg.trainer.get("precision") == "auto":
             cfg.trainer.precision = "${auto_precision:${trainer.accelerator}}"
     for key in sorted(OmegaConf.missing_keys(cfg)):

@@ -65,8 +65,8 @@ def test_heic_in_workers_reports_and_second_runs(
     own = (f"data.root={phone}", *SHORT, "features.precision=fp32")
     once = train(*own, "data.num_workers=1", f"features.dir=store_{start_method}", name="once")
     again = train(*own, "data.num_workers=0", "features.dir=another", name="again")  # which trusts what was remembered
-    online = train(*own, "data.num_workers=1", "cached_views=0", name="online")
-    for run in (once, again, online):
+    online = [train(*own, "data.num_workers=1", "cached_views=0", name="online")] if start_method == "fork" else []
+    for run in (once, again, *online):
         assert facts(run)["data"]["skipped"] == []
         assert facts(run)["val"]["images"] == 28
     assert torch.equal(head(once), head(again))

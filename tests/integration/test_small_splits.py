@@ -15,7 +15,6 @@ from gender_cls.inference.predictor import Predictor, newest_model
 
 MODEL = "Binary_Classification_model.pth"
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
-SLOW_EXPERIMENTS = [pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS[1:]]
 
 
 def facts(run: Path) -> dict:
@@ -110,12 +109,12 @@ LIMITED = {
     "debug=limit": "limited",
     "debug=fast_dev_run": "nothing",
 }
+OFTEN = ("trainer.fast_dev_run=true", "trainer.limit_train_batches=2", "trainer.limit_val_batches=0")  # by all of them
+PARTS = [(EXPERIMENTS[0], override) for override in LIMITED]
+PARTS += [pytest.param(name, override, marks=pytest.mark.slow) for name in EXPERIMENTS[1:] for override in OFTEN]
 
 
-@pytest.mark.parametrize("override", LIMITED)
-@pytest.mark.parametrize(
-    "experiment", [EXPERIMENTS[0], *(pytest.param(e, marks=pytest.mark.slow) for e in EXPERIMENTS[1:])]
-)
+@pytest.mark.parametrize(("experiment", "override"), PARTS)
 def test_parts_of_the_images_with_every_experiment(
     experiment: str, override: str, train: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
