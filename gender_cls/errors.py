@@ -1,9 +1,11 @@
 """The one exception that a user is meant to read, and the checks of values that raise it."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from numbers import Real
 
 
 class UserError(Exception):
@@ -68,7 +70,7 @@ def check_integer(key: str, value: object, least: int) -> None:
 
 def check_share(key: str, value: object, *, zero: bool = False, one: bool = False) -> None:
     """Raise a `UserError` unless `value` is a number between 0 and 1; `zero` and `one` allow the ends."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not (0 < value < 1 or (zero and value == 0) or (one and value == 1)):  # type: ignore[operator]
         ends = f"{'from' if zero else 'above'} 0 {'to' if one else 'and below'} 1"
         raise UserError("bad-value", f"{key}={value}: give a number {ends}")
@@ -85,6 +87,12 @@ def check_boolean(key: str, value: object) -> None:
     """Raise a `UserError` unless `value` is true or false."""
     if not isinstance(value, bool):
         raise UserError("bad-value", f"{key}={value}: give true or false")
+
+
+def check_path(key: str, value: object) -> None:
+    """Raise a `UserError` unless `value` is a path, which a configuration may hold as a number."""
+    if not isinstance(value, str | os.PathLike):
+        raise UserError("bad-value", f"{key}={value}: give a path; in a file of the configuration, in quotes")
 
 
 def check_regex(key: str, pattern: str | None) -> None:

@@ -16,6 +16,13 @@ MAGIC = (
     (b"\x93NUMPY", "a NumPy file"),
     (b"\xd0\xcf\x11\xe0", "an old Office file"),
     (b"SQLite format", "an SQLite database"),
+    (b"BZh", "compressed by bzip2"),
+    (b"\xfd7zXZ", "compressed by xz"),
+    (b"\x80\x04\x95", "a Python pickle"),
+    (b'{"', "JSON"),
+    (b'[{"', "JSON"),
+    (b'["', "JSON"),
+    (b"[\n", "JSON"),
     (b"PAR1", "a Parquet file"),
     (b"ARROW1", "an Arrow file"),
     (b"\x1f\x8b", "compressed by gzip"),
@@ -52,7 +59,7 @@ def stream_kind(file: IO[bytes]) -> str:
     if text.startswith((b"<svg", b"<?xml")):
         return "a drawing or text in XML"
     if start.startswith(b"PK\x03\x04"):
-        with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+        with suppress(Exception), zipfile.ZipFile(file) as archive:  # of whatever is damaged in it
             names = archive.namelist() + [name.split("/", 1)[-1] for name in archive.namelist()]
             return next((kind for name, kind in ZIPPED if name in names), "a zip archive")
         return "a damaged zip archive"
@@ -71,7 +78,7 @@ def user_path(path: str | os.PathLike[str]) -> str:
     The same letters may be stored composed or decomposed (Unicode's normal forms C and D): é is one code point where
     people type it, and two in names that come from macOS. A name in one form finds a file that is stored in the other.
     """
-    given = os.path.expanduser(path)
+    given = os.path.expanduser(os.fsdecode(path))
     if os.path.lexists(given) or given.isascii():
         return given
     found = os.path.splitdrive(given)[0] + os.sep * given.startswith(os.sep)
@@ -85,27 +92,33 @@ def user_path(path: str | os.PathLike[str]) -> str:
 
 
 def relative_paths(paths: Sequence[str], folder: str | os.PathLike[str]) -> list[str]:
-    """Return the paths relative to a folder or, if one is not below it, to the deepest folder that holds all of them.
+    """Return the paths relative to a folder, or that of a file; of a path elsewhere, its last two parts at most.
 
-    So a file that is passed on says nothing of the machine and of who used it.
+    What is passed on then says nothing of the machine and of who used it: `/home/NAME` is never part of a path.
     """
-    absolute, base = [os.path.abspath(path) for path in paths], os.path.abspath(folder)
-    try:
-        if any(os.path.commonpath((path, base)) != base for path in absolute):
-            base = os.path.commonpath([os.path.dirname(path) for path in absolute])
-        return [os.path.relpath(path, base) for path in absolute]
-    except ValueError:  # on several drives
-        return [os.path.basename(path) for path in absolute]
+    base = os.path.abspath(folder)
+    base = base if os.path.isdir(base) else os.path.dirname(base)
+    inside = os.path.join(base, "")
+    shown = []
+    for path in map(os.path.abspath, paths):
+        parts = Path(path).parts
+        elsewhere = parts[max(3, len(parts) - 2) :] or parts[-1:]  # without the root and two folders below it
+        shown.append(path[len(inside) :] if path.startswith(inside) else os.path.join(*elsewhere))
+    return shown
 
 
 def cache_folder() -> Path:
     """Folder of what can be computed again: `$XDG_CACHE_HOME/gender_cls`, or below `~/.cache`.
 
-    Without a home, as a container's bare user ID is, it lies in the folder of temporary files.
+    Where there is none and can be none, as for a container's bare user ID, it is in the folder of temporary files.
     """
-    home = os.path.expanduser("~")
-    usual = os.path.join(home, ".cache") if home != "~" else os.path.join(tempfile.gettempdir(), f"cache-{_user_id()}")
-    return Path(os.environ.get("XDG_CACHE_HOME") or usual) / "gender_cls"
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "gender_cls"
+    usual = Path(os.path.expanduser("~"), ".cache", "gender_cls")
+    existing = next((path for path in (usual, *usual.parents) if path.exists()), Path())
+    if usual.is_absolute() and (existing == usual or os.access(existing, os.W_OK)):
+        return usual
+    return Path(tempfile.gettempdir(), f"cache-{_user_id()}", "gender_cls")
 
 
 def _user_id() -> int:

@@ -10,6 +10,8 @@ from typing import Any
 from gender_cls.errors import UserError, check_extra
 from gender_cls.files import stream_kind, user_path
 
+USED = ("path", "label", "split", "identity", "group")
+CELL = 2**31 - 1  # letters of a cell, at most
 DELIMITERS = (",", ";", "\t")
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
 PARQUET = b"PAR1"
@@ -61,7 +63,8 @@ def read_text(content: bytes, source: str) -> str:
         return content.decode("utf-16", errors="replace")
     kind = stream_kind(BytesIO(content))
     if kind or b"\0" in content[:4096]:
-        raise UserError("bad-data", f"{source} is {kind or 'no text'}; give a CSV or Parquet file")
+        what = kind or "no text in UTF-8, nor in UTF-16 with a byte order mark"
+        raise UserError("bad-data", f"{source} is {what}; give a CSV or Parquet file")
     return content.decode(errors="surrogateescape").removeprefix("\ufeff")
 
 
@@ -71,7 +74,8 @@ def locate(folder: str | os.PathLike[str], cell: str) -> str:
     Where there is no such file, the name is tried without blanks around it, with Windows' backslashes as slashes, and
     in Windows' encoding of Western Europe; if none of them exists either, the path is returned as it was written.
     """
-    names = [cell, cell.strip(), cell.strip().replace("\\", "/"), cell.removeprefix("'")]  # a guard against formulas
+    plain = cell.strip().strip('"')  # as Windows copies a path
+    names = [cell, plain, plain.replace("\\", "/"), cell.removeprefix("'")]  # the last guards against formulas
     raw = cell.strip().encode(errors="surrogateescape")
     if not cell.isascii():
         names.append(raw.decode("cp1252", errors="replace"))
@@ -92,11 +96,15 @@ def _names(cells: list[str]) -> list[str]:
 
 
 def _read_csv(text: str, delimiter: str, source: str) -> Table:
+    found: list[tuple[str, dict[str, str]]] = []
+    last = 0
+    before = csv.field_size_limit(CELL)  # a cell may hold an encoded image
     try:
-        rows = csv.reader(StringIO(text, newline=""), delimiter=delimiter)
+        rows = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
         columns = _checked(_names(next(row for row in rows if any(row) and not row[0].startswith(EXCEL))), source)
-        found = []
+        last = rows.line_num
         for cells in rows:
+            last = rows.line_num
             if any(map(str.strip, cells[len(columns) :])):
                 what = f"has {len(cells)} cells for {len(columns)} columns; quote a cell that holds a {delimiter!r}"
                 raise UserError("bad-data", f"{source} line {rows.line_num} {what}")
@@ -104,7 +112,10 @@ def _read_csv(text: str, delimiter: str, source: str) -> Table:
                 cells += [""] * (len(columns) - len(cells))
                 found.append((f"line {rows.line_num}", dict(zip(columns, cells))))
     except csv.Error as error:
-        raise UserError("unreadable", f"{source} is not a CSV file ({error})") from error
+        what = f"from line {last + 1} on: a quote is opened or closed in the wrong place ({error})"
+        raise UserError("bad-data", f"{source} {what}; mend it, since it would swallow rows") from error
+    finally:
+        csv.field_size_limit(before)
     return Table(columns, found)
 
 
@@ -115,7 +126,11 @@ def _read_parquet(content: bytes, source: str) -> Table:
 
     try:
         file = parquet.ParquetFile(BytesIO(content))
-        plain = [field.name for field in file.schema_arrow if not pyarrow.types.is_nested(field.type)]
+        nested = [field.name for field in file.schema_arrow if pyarrow.types.is_nested(field.type)]
+        plain = [name for name in file.schema_arrow.names if name not in nested]
+        if held := set(USED) & set(_names(nested)):
+            what = f"the column {min(held)!r} holds lists or images instead of text"
+            raise UserError("bad-data", f"{source}: {what}; write it as text")
         columns = _checked(_names(plain), source)
         rows = [list(row.values()) for batch in file.iter_batches(columns=plain) for row in batch.to_pylist()]
     except pyarrow.ArrowException as error:

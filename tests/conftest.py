@@ -4,7 +4,6 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # there is a worker for each core; torch reads it once, when it is imported
 
-import runpy
 import shutil
 import signal
 import subprocess
@@ -77,7 +76,8 @@ def script(name: str, *arguments: str) -> None:
     before, sys.argv = sys.argv, [name, *arguments]
     handler = signal.getsignal(signal.SIGINT)
     try:
-        runpy.run_path(str(ROOT / name), run_name="__main__")
+        code = compile((ROOT / name).read_text(), str(ROOT / name), "exec")
+        exec(code, {"__name__": "__main__"})  # runpy would put the whole path into sys.argv
     except SystemExit as stop:
         if stop.code != 0 or name != "train.py":  # predict.py's exit code is asserted by its tests
             raise

@@ -121,8 +121,9 @@ class FaceDataModule(pl.LightningDataModule):
     @cached_property
     def faces(self) -> FaceSet:
         """Checked faces: each image is read once, and remembered."""
-        split = (self.identity, self.val_share, self.holdout, self.split_seed)
-        return check(self.list_faces(), *split, self.decoder)
+        return check(
+            self.list_faces(), self.identity, self.val_share, self.holdout, self.split_seed, self.decoder, training=True
+        )
 
     @cached_property
     def datasets(self) -> dict[str, FaceDataset]:

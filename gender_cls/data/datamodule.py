@@ -7,7 +7,7 @@ from typing import Any
 
 from gender_cls.data import drawn, sources
 from gender_cls.data.base import FaceDataModule
-from gender_cls.errors import check_integer
+from gender_cls.errors import check_integer, check_path
 from gender_cls.files import user_path
 
 
@@ -23,6 +23,7 @@ class FolderDataModule(FaceDataModule):
 
     def __init__(self, root: str | os.PathLike[str] = "Task_A_Dataset", **options: Any) -> None:
         super().__init__(**options)
+        check_path("data.root", root)
         self.source = Path(user_path(root))
 
     def list_faces(self) -> sources.Listed:
@@ -41,6 +42,7 @@ class ManifestDataModule(FaceDataModule):
 
     def __init__(self, csv: str | os.PathLike[str], group: str = "group", **options: Any) -> None:
         super().__init__(**options)
+        check_path("data.csv", csv)
         self.source, self.group = Path(user_path(csv)), group
 
     def list_faces(self) -> sources.Listed:

@@ -3,18 +3,20 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gender_cls.errors import UserError, check_choice, unreadable
+from gender_cls.errors import UserError, unreadable
 from gender_cls.files import user_path
 from gender_cls.labels import CLASSES
 from gender_cls.manifests import Table, locate, read_table
+from gender_cls.transforms.formats import is_image
 from gender_cls.transforms.listing import SYSTEM, ignored_note, list_images
 
 UNSPLIT = "all"  # split of faces that `validation.check` has to split into train and val
 SPLITS = ("train", "dev", "val")
+SHOWN = 5  # names in a note
 ALIASES = (("f", "females", "woman", "women"), ("m", "males", "man", "men"))  # usual names of the classes, by label
 
 
@@ -64,10 +66,11 @@ def class_names(classes: Mapping[str, Sequence[object] | object] | None) -> dict
         UserError: A key is neither female nor male, or a name is given to both.
     """
     labels: dict[str, int] = {}
-    for key in classes or {}:
-        check_choice("data.classes: a key is", key, CLASSES)
+    if classes is not None and not (isinstance(classes, Mapping) and set(classes) <= set(CLASSES)):
+        raise UserError("bad-value", f"data.classes={classes}: give {{female: [...], male: [...]}}, with names of each")
     for label, name in enumerate(CLASSES):
-        given = (classes or {}).get(name, ALIASES[label])
+        given = (classes or {}).get(name)
+        given = ALIASES[label] if given is None else given
         for alias in (name, *(given if isinstance(given, list | tuple) else [given])):
             if labels.setdefault(_key(alias), label) != label:
                 raise UserError("conflict", f"data.classes: {alias!r} stands for female and for male; give it to one")
@@ -78,12 +81,17 @@ def _key(name: object) -> str:
     return str(name).strip().lower().removesuffix(".0")  # a column with gaps holds numbers as 0.0 and 1.0
 
 
-def _unknown(name: str) -> str:
-    """What to say of a name that is not known."""
-    if re.fullmatch(r"[-+]?\d+(\.0)?", name.strip()):
-        way_out = "a number may stand for either (in UTKFace 0 is male)"
-        return f"{way_out}: say which by 'data.classes={{female: [1], male: [0]}}' or the reverse"
-    return "name it by 'data.classes={female: [...], male: [...]}'"
+def _unknown(names: Sequence[str]) -> str:
+    """What to say of names that are no class; empty if there are none."""
+    if not names:
+        return ""
+    if any(_key(name) in ("train", "training", "test", "val", "valid", "validation") for name in names):
+        return "; the folders of splits are train and val"
+    if re.fullmatch(r"[-+]?\d+(\.0)?", names[0].strip()):
+        other = _key(names[-1]) if names[1:] else "..."
+        example = f"'data.classes={{female: [{other}], male: [{_key(names[0])}]}}'"
+        return f"; a number may stand for either class (in UTKFace 0 is male): say which by {example} or the reverse"
+    return "; other names of the classes are given by 'data.classes={female: [...], male: [...]}'"
 
 
 def folder(
@@ -102,15 +110,16 @@ def folder(
         raise UserError("not-found", f"data.root={root}: no such folder; {way_out}")
     ignored: Counter[str] = Counter()
     if any((root / split).is_dir() for split in ("train", "val")):
+        needed = [split for split in SPLITS if split in needed or ("train" in needed and (root / split).is_dir())]
         splits = {split: _list_split(root / split, classes, ignored) for split in needed}
+        unused = _unused(root, SPLITS) + [name for split in needed for name in _unused(root / split, classes)]
     else:
         splits = {UNSPLIT: _list_split(root, classes, ignored)}
-    for split in {"train", UNSPLIT} & set(splits):  # in the others one class may do
-        for absent in {0, 1} - {face.label for face in splits[split]}:
-            where = root if split == UNSPLIT else root / split
-            raise UserError("no-images", f"{where} holds no {CLASSES[absent]} image; training needs both classes")
-    note = ignored_note(ignored)
-    return Listed(splits, [note] if note else [])
+        unused = _unused(root, classes)
+    more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
+    notes = [f"not used, since no split or class claims it: {', '.join(unused[:SHOWN])}{more}"] if unused else []
+    notes += [ignored_note(ignored)] if ignored else []
+    return Listed(splits, notes)
 
 
 def _list_split(directory: Path, classes: dict[str, int], ignored: Counter[str]) -> list[Face]:
@@ -121,19 +130,41 @@ def _list_split(directory: Path, classes: dict[str, int], ignored: Counter[str])
     names = [name for name in names if not name.startswith(".") and name not in SYSTEM]
     others = [name for name in names if _key(name) not in classes]
     if len(others) == len(names):
-        found = ", ".join(names[:5]) or "no folder"
-        way_out = f"data.root needs {needs}, or {_unknown(names[0] if names else '')}"
-        raise UserError("not-found", f"{directory} holds {found}; {way_out}")
+        found = ", ".join(names[:SHOWN]) or "no folder (for images in one folder give a table: data=manifest)"
+        raise UserError("not-found", f"{directory} holds {found}; data.root needs {needs}{_unknown(others)}")
     if others:
-        way_out = f"rename or remove it, or {_unknown(others[0])}"
-        raise UserError("bad-data", f"{directory} holds {others[0]!r} beside the folders of female and male; {way_out}")
-    faces = []
+        found = f"{others[0]!r} beside the folders of female and male"
+        raise UserError("bad-data", f"{directory} holds {found}; rename or remove it{_unknown(others)}")
+    for name, split in ((n, s) for n in names for s in SPLITS if (directory / n / s).is_dir()):
+        raise UserError("bad-data", f"{directory / name} holds {split}/; the split comes first: {split}/{name}")
+    faces, linked = [], False
     for label in range(len(CLASSES)):
-        for name in (name for name in names if classes[_key(name)] == label):
-            listing = list_images(directory / name)
-            faces += [Face(path, label) for path in listing.paths]
-            ignored.update(listing.ignored)
+        listing = list_images(*(directory / name for name in names if classes[_key(name)] == label))
+        faces += [Face(path, label) for path in listing.paths]
+        ignored.update(listing.ignored)
+        linked |= listing.linked
+    if linked:
+        _check_links(faces)
     return faces
+
+
+def _check_links(faces: Sequence[Face]) -> None:
+    """Raise a `UserError` if a linked folder brings a file under a second label."""
+    labels: dict[str, Face] = {}
+    for face in faces:
+        first = labels.setdefault(os.path.realpath(face.path), face)
+        if first.label != face.label:
+            found = f"{first.path} is {CLASSES[first.label]} and, by a linked folder, {CLASSES[face.label]}"
+            raise UserError("bad-data", f"{found}: {face.path}; remove the link")
+
+
+def _unused(directory: Path, used: Collection[str]) -> list[str]:
+    """Return the folders and images in a folder that are neither used nor hidden, as paths."""
+    shown = (
+        entry for entry in sorted(directory.iterdir()) if not entry.name.startswith(".") and entry.name not in SYSTEM
+    )
+    beside = (entry for entry in shown if not (entry.is_dir() and _key(entry.name) in used))
+    return [str(entry) for entry in beside if entry.is_dir() or is_image(entry)]
 
 
 def manifest(
@@ -166,9 +197,12 @@ def manifest(
         label, split = classes.get(_key(row["label"])), row.get("split", UNSPLIT).strip().lower()
         if label is None:
             what = f"label {row['label']!r} is not known"
-            raise UserError("bad-data", f"{path} {where}: {what}; {_unknown(row['label'])}")
+            raise UserError("bad-data", f"{path} {where}: {what}{_unknown([row['label']])}")
         if "split" in row and split not in SPLITS:
-            raise UserError("bad-data", f"{path} {where}: split {row['split']!r}; a split is train, dev or val")
+            way_out = "rename it" if split else "fill it in, or delete the column"
+            raise UserError(
+                "bad-data", f"{path} {where}: split {row['split']!r}; a split is train, dev or val; {way_out}"
+            )
         image = locate(path.parent, row["path"])
         if not os.path.isfile(image):
             missing.append(f"{path} {where}: no such file: {image}")
@@ -188,6 +222,6 @@ def _table(path: Path) -> Table:
     except OSError as error:
         raise unreadable(source, error, "; give a CSV or Parquet file") from error
     if absent := [name for name in ("path", "label") if name not in table.columns]:
-        found = f"(found: {', '.join(filter(None, table.columns)) or 'nothing'})"
-        raise UserError("bad-data", f"{path} has no column {absent[0]!r} {found}; its first line names the columns")
+        found = f"(found: {', '.join(filter(None, table.columns))[:200] or 'nothing'})"
+        raise UserError("bad-data", f"{path} has no column {absent[0]!r} {found}; give the columns their names")
     return table

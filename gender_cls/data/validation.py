@@ -1,6 +1,7 @@
 """Checks before training: unreadable images, identities, splits and leaks between them."""
 
 import hashlib
+import logging
 import os
 import sqlite3
 from collections.abc import Iterable
@@ -16,12 +17,15 @@ from tqdm import tqdm
 
 from gender_cls.data.identities import assign_identities, compile_pattern, split_identities
 from gender_cls.data.sources import UNSPLIT, Face, Listed, Splits
-from gender_cls.errors import ImageError, UserError, check_integer, check_share, reason
+from gender_cls.errors import ImageError, UserError, check_integer, check_share, printable, reason
 from gender_cls.files import cache_folder
 from gender_cls.labels import CLASSES
 from gender_cls.transforms.decode import MAX_PIXELS, Decoder, content_digest
 
 MAX_BAD_SHARE = 0.05
+MAX_LISTED = 1000  # unreadable images that are listed before the run ends
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ def check(
     holdout: float = 0.0,
     split_seed: int = 0,
     decoder: Decoder = Decoder(),
+    training: bool = False,
 ) -> FaceSet:
     """Read every image once, leave out unreadable ones, assign identities, split them and look for leaks.
 
@@ -69,21 +74,30 @@ def check(
         holdout: Share of the training images, split by identity, that becomes dev if there is no dev yet; 0 for none.
         split_seed: Seed of the choice of val and dev.
         decoder: How images are decoded.
+        training: Whether train needs both classes.
 
     Raises:
-        UserError: If a value is out of range, more than 5 % of a split can't be read, a class has no image left to
-            train on, or another split has no image left.
+        UserError: If a value is out of range, more than 5 % of a split can't be read, a split has no image left, or
+            training has none of a class.
     """
     check_split(identity, val_share, holdout, split_seed)  # an error should not wait until all images are read
     splits = listed.splits
+    if training:
+        _check_training(splits)
     digests, reasons, kept = _read_all([face.path for faces in splits.values() for face in faces], decoder)
     good = {s: [replace(f, digest=digests[f.path]) for f in faces if f.path in digests] for s, faces in splits.items()}
     for split, faces in splits.items():
         bad = [face.path for face in faces if face.path in reasons]
         if len(bad) > MAX_BAD_SHARE * len(faces):
+            for path in bad[:MAX_LISTED]:
+                log.warning("can't be read: %s: %s", printable(path), printable(reasons[path]))
             share = f"{len(bad)} of {len(faces)} images in {split} can't be read, more than 5 %"
             raise UserError("bad-data", f"{share}; repair or delete them, first {bad[0]}: {reasons[bad[0]]}")
-    notes = listed.notes + ([f"{len(kept)} images are cut off; what is there is kept, first {kept[0]}"] if kept else [])
+    notes = list(listed.notes)
+    if kept:
+        notes.append(f"{len(kept)} images are cut off or damaged; what is there is kept, first {kept[0]}")
+    if training:
+        _check_training(good)
     for split, faces in good.items():
         notes += _check_classes(split, faces, listed.splits[split])
     good, found = assign_identities(good, identity)
@@ -98,16 +112,21 @@ def check(
     return FaceSet(good, sorted(reasons.items()), notes + _leaks(good), fingerprint)
 
 
+def _check_training(splits: Splits) -> None:
+    """Raise a `UserError` unless there are images of both classes to train on."""
+    for split in {"train", UNSPLIT} & set(splits):  # in the others one class may do
+        for absent in {0, 1} - {face.label for face in splits[split]}:
+            where = "" if split == UNSPLIT else " in train"
+            raise UserError("no-images", f"there is no {CLASSES[absent]} image{where}, and training needs both classes")
+
+
 def _check_classes(split: str, readable: list[Face], given: list[Face]) -> list[str]:
-    """Return a note where only one class is left to report on; a `UserError` where that is not enough."""
+    """Return a note where only one class is left; a `UserError` where no image is."""
     absent = {0, 1} - {face.label for face in readable}
-    if not absent:
-        return []
-    name, where = CLASSES[min(absent)], "the images" if split == UNSPLIT else split
-    lost = " that can be read" if {0, 1} - absent != {face.label for face in given} else ""
-    if split in ("train", UNSPLIT) or not readable:
-        raise UserError("no-images", f"there is no {name} image in {where}{lost}; add some")
-    return [f"there is no {name} image in {split}{lost}: its macro-F1 has no value"]
+    lost = " that can be read" if len(readable) < len(given) else ""
+    if not readable:
+        raise UserError("no-images", f"there is no image in {split}{lost}; add some")
+    return [f"there is no {CLASSES[label]} image in {split}{lost}: its macro-F1 has no value" for label in absent]
 
 
 def check_split(identity: str | None, val_share: float, holdout: float, split_seed: int) -> None:
@@ -120,13 +139,24 @@ def check_split(identity: str | None, val_share: float, holdout: float, split_se
 
 def _leaks(splits: Splits) -> list[str]:
     notes = []
-    labeled = {(face.digest, face.label) for face in chain.from_iterable(splits.values())}
-    if both := len(labeled) - len({digest for digest, _ in labeled}):
-        notes.append(f"{both} images are under both labels, byte for byte: one of the two is wrong")
+    first: dict[str, Face] = {}
+    both = [
+        (face.path, earlier.path)
+        for face in chain.from_iterable(splits.values())
+        if (earlier := first.setdefault(face.digest, face)).label != face.label
+    ]
+    if both:
+        found = f"{len(both)} images are under both labels, byte for byte, such as {' = '.join(both[0])}"
+        notes.append(f"{found}: one of the two is wrong")
+    for split, faces in splits.items():
+        if again := len(faces) - len({face.digest for face in faces}):
+            notes.append(f"{again} images of {split} are there twice, byte for byte: they count twice")
     for (one, faces), (other, others) in combinations(splits.items(), 2):
         if identities := {face.identity for face in faces} & {face.identity for face in others}:
-            found = f"{len(identities)} identities of {other} are also in {one}"
-            notes.append(f"{found}, such as {min(identities)}: metrics are too good")
+            known = min(identities)
+            shown = next(face.path for face in others if face.identity == known) if len(known) == 32 else known
+            found = f"{len(identities)} identities of {other} are also in {one}, such as {shown}"
+            notes.append(f"{found}: metrics are too good")
         contents = {face.digest: face.path for face in faces}
         if same := [f"{face.path} = {contents[face.digest]}" for face in others if face.digest in contents]:
             found = f"{len(same)} files of {other} are also in {one}, byte for byte"
@@ -139,7 +169,7 @@ def _read_all(paths: Iterable[str], decoder: Decoder) -> tuple[dict[str, str], d
 
     Only the first are cached, and only those that are whole, so that each run names the others.
     """
-    kept = []
+    kept: dict[str, None] = {}
     how = "" if decoder.max_pixels == MAX_PIXELS else f"\0{decoder.max_pixels}"
     how += "" if find_spec("pillow_heif") else "\0no HEIC"
     digests: dict[str, str] = {}
@@ -164,9 +194,9 @@ def _read_all(paths: Iterable[str], decoder: Decoder) -> tuple[dict[str, str], d
             for path, (digest, why, cut_off) in zip(some, pool.map(partial(_read_one, decoder=decoder), some)):
                 bar.update()
                 (reasons if why else digests)[path] = why or digest
-                kept += [path] * cut_off
+                kept |= {path: None} if cut_off else {}
             memory.put([(key, digests[path]) for path, key in some.items() if path in digests and path not in kept])
-    return digests, reasons, kept
+    return digests, reasons, list(kept)
 
 
 class _Memory:

@@ -44,7 +44,7 @@ from gender_cls.evaluation.report_plots import draw_all
 from gender_cls.evaluation.robustness import Predictions, measure, predict_conditions
 from gender_cls.evaluation.tables import corruption_report, describe_data
 from gender_cls.features.extractor import Extractor, FeatureOptions
-from gender_cls.files import replacing, user_path
+from gender_cls.files import relative_paths, replacing, user_path
 from gender_cls.inference.arguments import parse_arguments, run_main
 from gender_cls.inference.predictor import Predictor, newest_model
 from gender_cls.models.zoo import describe_weights
@@ -80,7 +80,7 @@ class Report:
         """Write the files, each whole or not at all, over those of an earlier report."""
         images = [(_png(image), caption) for image, caption in self.plots.values()]
         contents = {
-            PAGE: render("/".join(Path(self.model).parts[-2:]), self.about, self.metrics, images).encode(
+            PAGE: render(relative_paths([self.model], ".")[0], self.about, self.metrics, images).encode(
                 errors="replace"
             ),  # marks the folder
             "predictions.csv": self.predictions.to_csv().encode(errors="surrogateescape"),

@@ -66,10 +66,9 @@ def _figures(predictions: "Predictions", metrics: Mapping[str, Any]) -> dict[str
 
 
 def _sheet(predictions: "Predictions", mistakes: Sequence[Mapping[str, Any]]) -> Image.Image:
-    faces = dict(zip(predictions.paths, predictions.faces))
     tiles = []
     for row in mistakes:
-        face = faces[row["path"]]
+        face = predictions.faces[row["row"]]
         number = CONDITIONS.index((row["condition"], MID_SEVERITY if row["condition"] != "clean" else 0))
         try:
             image = corrupted(predictions.decoder.load(face.path), face.digest, number)

@@ -41,17 +41,17 @@ class Predictions:
     Attributes:
         faces: Faces (N).
         logits: Logits (len(CONDITIONS), N).
-        folder: Folder of the data, which paths are given relative to.
+        source: Folder or table of the data, whose folder paths are given relative to.
         decoder: How images are decoded.
     """
 
     faces: list[Face]
     logits: torch.Tensor
-    folder: Path = Path()
+    source: Path = Path()
     decoder: Decoder = field(default_factory=Decoder)
 
     def __post_init__(self) -> None:
-        self.paths = relative_paths([face.path for face in self.faces], self.folder)
+        self.paths = relative_paths([face.path for face in self.faces], self.source)
         self.probabilities = self.logits.sigmoid()
         self.labels = np.array([face.label for face in self.faces])
         self.identities = [face.identity for face in self.faces]
@@ -94,8 +94,7 @@ def predict_conditions(
         raise UserError("no-images", "no image of val can be read any more; are the files still there?")
     head = deepcopy(network.head).cpu()
     logits = torch.stack([logits_of(head, store, row) for row in places[:, stored]])
-    folder = source if source.is_dir() else source.parent
-    return Predictions([face for face, keep in zip(faces, stored) if keep], logits, folder, extractor.decoder)
+    return Predictions([face for face, keep in zip(faces, stored) if keep], logits, source, extractor.decoder)
 
 
 def logits_of(head: nn.Linear, store: Store, places: np.ndarray) -> torch.Tensor:
@@ -146,8 +145,9 @@ def mistakes(predictions: Predictions, conditions: list[int]) -> list[dict[str, 
         condition, face = conditions[int(which[index])], predictions.faces[index]
         p_male = float(predictions.probabilities[condition, index])
         if (p_male > 0.5) != face.label:
-            found = {"label": CLASSES[face.label], "prediction": CLASSES[p_male > 0.5], "p_male": round(p_male, 6)}
-            rows.append({"path": predictions.paths[index], **found, "condition": CONDITIONS[condition][0]})
+            found: dict[str, Any] = {"path": predictions.paths[index], "row": index, "label": CLASSES[face.label]}
+            found |= {"prediction": CLASSES[p_male > 0.5], "p_male": round(p_male, 6)}
+            rows.append({**found, "condition": CONDITIONS[condition][0]})
     return rows
 
 

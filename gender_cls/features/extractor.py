@@ -144,7 +144,8 @@ class Extractor:
                 for columns, digests in shard:
                     some, output = next(computed)
                     if some:
-                        features = _in_batches(backbone, output, GPU_BATCH) if backbone else torch.from_numpy(output)
+                        output = torch.from_numpy(output)
+                        features = _in_batches(backbone, output, GPU_BATCH) if backbone else output
                         parts.append(features.reshape(len(some), len(columns), -1))
                         read += some
                     bar.update(len(columns) * len(digests))
@@ -156,8 +157,7 @@ class Extractor:
 class _Blocks(Dataset[tuple[list[bytes], Any]]):
     """Digests of the images of each block that can be read, and their views, or their features if `build` is given.
 
-    Features are arrays, which workers send through a pipe; tensors would need shared memory, of which containers have
-    little.
+    Both are arrays, which workers send through a pipe; tensors would need shared memory, and containers have little.
     """
 
     blocks: list[Block]
@@ -184,7 +184,7 @@ class _Blocks(Dataset[tuple[list[bytes], Any]]):
         output = torch.cat(list(views.values())) if views else torch.empty(0)
         if self.backbone and views:
             output = _in_batches(self.backbone, output, BATCH)
-        return list(views), output.numpy() if self.backbone else output
+        return list(views), output.numpy()
 
     def _load(self, path: str, digest: str) -> Image.Image:
         """Decode a file whose content has the digest, so that no features are stored under the digest of another."""
@@ -194,7 +194,7 @@ class _Blocks(Dataset[tuple[list[bytes], Any]]):
             raise ImageError(reason(error)) from error
         if content_digest(content) != digest:
             raise ImageError("changed since it was checked")
-        return self.decoder.load(path, content)
+        return self.decoder.convert(content)
 
 
 def _in_batches(backbone: Backbone, views: torch.Tensor, size: int) -> torch.Tensor:

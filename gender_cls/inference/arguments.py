@@ -56,8 +56,16 @@ def shell_line(words: Sequence[str]) -> str:
 
 
 def command(verb: str) -> str:
-    """Return how to start `predict` or `train`: by the console script if this process was started by one."""
-    return f"gender-cls-{verb}" if Path(sys.argv[0]).name.startswith("gender-cls-") else f"python {verb}.py"
+    """Return the line that starts `predict` or `train`."""
+    return shell_line(start_of(verb))
+
+
+def start_of(verb: str) -> list[str]:
+    """Return the words that start `predict` or `train` in the way in which this process was started."""
+    this = Path(sys.argv[0])
+    if this.name.startswith("gender-cls-"):
+        return [f"gender-cls-{verb}"]
+    return ["python", str(this.with_name(f"{verb}.py")) if this.name in ("predict.py", "train.py") else f"{verb}.py"]
 
 
 def run_main(main: Callable[[list[str]], int]) -> None:

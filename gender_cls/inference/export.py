@@ -26,7 +26,7 @@ from torch import nn
 
 from gender_cls.errors import UserError, check_extra, printable, writing
 from gender_cls.files import replacing, user_path, write_text
-from gender_cls.inference.arguments import command, parse_arguments, run_main, shell_line
+from gender_cls.inference.arguments import parse_arguments, run_main, shell_line, start_of
 from gender_cls.inference.model_card import model_card
 from gender_cls.inference.predictor import MODEL_NAME, Predictor, newest_model
 from gender_cls.inference.runtimes import OnnxRuntime
@@ -148,7 +148,7 @@ def main(arguments: list[str]) -> int:
     print(f"model: {printable(model)}{predictor.note}")
     with writing(f"to={path}"):
         (to_onnx if path.suffix == ".onnx" else to_safetensors)(predictor, path)
-    print(shell_line([*command("predict").split(), f"model={path}", "img=photo.jpg"]))
+    print(shell_line([*start_of("predict"), f"model={path}", "img=photo.jpg"]))
     return 0
 
 

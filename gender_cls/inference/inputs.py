@@ -9,7 +9,8 @@ from unicodedata import normalize
 
 from gender_cls.errors import UserError, unreadable
 from gender_cls.files import stream_kind, user_path
-from gender_cls.manifests import PARQUET, UTF_16, locate, read_table, read_text
+from gender_cls.manifests import DELIMITERS, PARQUET, UTF_16, locate, read_table, read_text
+from gender_cls.transforms.formats import begins_as_image
 from gender_cls.transforms.listing import SYSTEM, Listing, list_images
 
 
@@ -61,15 +62,25 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _parse_list(content: bytes, folder: str, source: str) -> list[str]:
+    table = None
     if b"\0" in content and not content.startswith((PARQUET, *UTF_16)) and not stream_kind(BytesIO(content)):
         names = os.fsdecode(content).split("\0")
+    elif begins_as_image(BytesIO(content)):
+        raise UserError("bad-data", f"{source} is an image, not a list; give it without the @")
     elif "path" in (table := read_table(content, source)).columns:
         names = [row["path"] for _, row in table.rows]
         if empty := [where for where, row in table.rows if not row["path"].strip()]:
             raise UserError("bad-data", f"{source} {empty[0]} has no path; complete or delete it")
+        table = None
+    elif content.startswith(PARQUET):
+        raise UserError("bad-data", f"{source} has no column 'path' (found: {', '.join(table.columns)[:200]})")
     else:
         names = [line.removesuffix("\r") for line in read_text(content, source).split("\n")]
     paths = [locate(folder, name) for name in names if name.strip()]
+    like_a_table = table and len(paths) > 1 and any(map(names[0].count, (*DELIMITERS, "|")))
+    if like_a_table and not any(map(os.path.lexists, paths)):
+        what = f"none of its {len(paths)} lines is the path of a file, first {names[0][:200]!r}"
+        raise UserError("bad-data", f"{source}: {what}; a table needs a column path")
     if not paths:
         way_out = "give one path per line, or a table with the column path"
         raise UserError("no-images", f"{source} names no image; {way_out}")

@@ -54,7 +54,7 @@ class Journal:
         self.file, self.new = (out.with_name(f"{out.name}.part-{made_by}{suffix}") for suffix in ("", ".new"))
         for other in out.parent.glob(f"{glob.escape(out.name)}.part-*"):
             if other.name.removesuffix(".new") != self.file.name:
-                raise self._mismatch(other, "another model, prior, min_confidence or precision; finish them with that")
+                raise self._mismatch(other, "another model or other options; finish them with those")
         self.lock = FileLock(out.with_name(f"{out.name}.lock"))
         with self._failing():
             os.stat(out.parent)  # the lock would create the folder

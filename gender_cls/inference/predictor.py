@@ -1,10 +1,12 @@
 """Prediction for images of many kinds with a trained model."""
 
+import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain, islice
@@ -14,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from gender_cls.errors import ImageError, UserError, check_choice, check_share, unreadable
+from gender_cls.errors import ImageError, UserError, check_choice, check_integer, check_share, reason, unreadable
 from gender_cls.files import ONNX, file_kind, user_path
 from gender_cls.inference.arguments import command
 from gender_cls.inference.runtimes import OnnxRuntime, Run, TorchRuntime, invalid_facts
+from gender_cls.inference.values import as_read, is_one_image
 from gender_cls.labels import CLASSES
 from gender_cls.transforms.decode import MAX_PIXELS, Decoder
 from gender_cls.transforms.preprocessing import Preprocessing
@@ -29,7 +32,7 @@ Decode = Callable[[Any], Image.Image]
 MODEL_NAME = "Binary_Classification_model.pth"
 FEW = 64  # fewer images are predicted at once, in fp32
 CHUNK = 16  # images that a thread decodes and predicts together
-CUT_OFF = "the file is cut off; what is there was decoded"
+CUT_OFF = "the file is cut off or damaged; what is there was decoded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,9 @@ class Predictor:
         truncated: str = "refuse",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        source, model = f"model={os.fspath(model)}", user_path(model)
+        if not isinstance(model, str | bytes | os.PathLike):
+            raise UserError("bad-value", f"model={model!r}: give the path of a file")
+        source, model = f"model={os.fsdecode(model)}", user_path(model)
         if os.path.isdir(model):
             raise UserError("bad-model", f"{source} is a folder; give the {MODEL_NAME} in it")
         if not os.path.isfile(model):
@@ -133,31 +138,41 @@ class Predictor:
         raise UserError("bad-model", f"{self.source} holds no torch network; give the .pth that it was exported from")
 
     def predict(self, images: Any, total: int = 0, channels: str = "rgb") -> Iterator[Prediction]:
-        """Yield a prediction for each image in order, with an error for what is not an image.
+        """Return an iterator of a prediction for each image in order, with an error for what is not an image.
 
         Decoding and the network share the cores: with 64 images or more, torch computes with one thread per caller in
-        the whole process. Of many images, 64 or about `CHUNK` for each core are held in memory.
+        the whole process. Of many images, 64 or about `CHUNK` for each core are held in memory. So an iterable is read
+        64 images ahead of what is yielded; file objects, and what an iterator yields, are copied as they are read. An
+        exception of the iterable is raised after the predictions for what came before.
 
         Args:
-            images: One image or an iterable of them: paths; contents of image files, as bytes, bytearray, memoryview or
-                file objects; images of Pillow; arrays (H, W) or (H, W, C) or tensors (H, W) or (C, H, W), of uint8 or
-                of floats from 0 to 1, where C is 1, 3 or 4. An array or tensor of four dimensions is a batch.
+            images: One image or an iterable of them: paths; contents of image files, as bytes, other buffers or file
+                objects; images of Pillow; arrays (H, W) or (H, W, C) or tensors (H, W) or (C, H, W), of uint8 or of
+                floats from 0 to 1, where C is 1, 3 or 4. An array or tensor of four dimensions is a batch.
             total: Number of images of the whole run, if these continue an interrupted one.
             channels: Order of the channels of arrays and tensors: rgb or, as OpenCV reads, bgr.
+
+        Raises:
+            UserError: `total` or `channels` is no such value.
         """
+        check_integer("total", total, 0)
         check_choice("channels", channels, ("rgb", "bgr"))
+        return self._predict([images] if is_one_image(images) else images, total, channels)
+
+    def _predict(self, images: Iterable[Any], total: int, channels: str) -> Iterator[Prediction]:
         decode = partial(self.decoder.convert, channels=channels)
-        if _is_one_image(images):
-            images = [images]
-        remaining = iter(images)
+        failures: list[Exception] = []
+        remaining = as_read(images, failures)
         first = list(islice(remaining, FEW))
         count = max(total, len(images) if isinstance(images, Sequence) else len(first))
         if count < FEW:
             yield from self._predict_chunk(self.runtime.few(self.preprocessing), decode, first)
         else:
-            images = chain(first, remaining)
+            rest = chain(first, remaining)
             del first  # the images are not held longer than needed
-            yield from self._predict_many(images, decode, count)
+            yield from self._predict_many(rest, decode, count)
+        if failures:
+            raise failures[0]
 
     def _predict_many(self, images: Iterator[Any], decode: Decode, count: int) -> Iterator[Prediction]:
         threads, many = self.runtime.threads, self.runtime.many(self.preprocessing, count, self.precision)
@@ -176,8 +191,9 @@ class Predictor:
     def _predict_chunk(self, run: Run, decode: Decode, images: Sequence[Any]) -> list[Prediction]:
         pixels, predictions = [], []
         for image in images:
-            path = os.fspath(image) if isinstance(image, str | os.PathLike) else ""
+            path = ""
             try:
+                path = os.fsdecode(image) if isinstance(image, str | os.PathLike) else ""
                 decoded = decode(image)
                 pixels.append(self.preprocessing.pixels(decoded))
                 predictions.append(Prediction(path, note=CUT_OFF if decoded.info.get("truncated") else ""))
@@ -185,6 +201,8 @@ class Predictor:
                 predictions.append(Prediction(path, error=str(error)))
             except MemoryError:
                 predictions.append(Prediction(path, error="too large for this machine's memory"))
+            except Exception as error:  # of the path that an object gives
+                predictions.append(Prediction(path, error=f"not an image: {type(image).__name__} ({reason(error)})"))
         if pixels:
             logits = run(np.stack(pixels)).astype(float) + self.shift
             with np.errstate(over="ignore"):
@@ -197,18 +215,12 @@ def newest_model() -> str:
     """Return the model of the newest whole run below runs/, or raise a `UserError` if there is none."""
     models = sorted(Path("runs").glob(f"**/{MODEL_NAME}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for model in models:
-        about = model.with_suffix(".json")
-        if not about.exists() or '"limited": {' not in about.read_text(encoding="utf-8", errors="replace"):
-            return str(model)
-    raise UserError("not-found", f"no {MODEL_NAME} below runs/; run `{command('train')}`, or give model=FILE")
-
-
-def _is_one_image(given: Any) -> bool:
-    if isinstance(given, str | os.PathLike | Image.Image | bytes | bytearray | memoryview) or hasattr(given, "read"):
-        return True
-    dimensions, kind = getattr(given, "ndim", None), getattr(getattr(given, "dtype", None), "kind", "")
-    names = kind in ("O", "U", "S", "T") or (dimensions == 1 and not len(given))  # paths in an array or a Series
-    return given is None or dimensions in (0, 2, 3) or (dimensions == 1 and not names)
+        with suppress(OSError, ValueError):  # of a JSON that is missing or damaged, of which the model says more
+            if json.loads(model.with_suffix(".json").read_text(encoding="utf-8-sig")).get("limited"):
+                continue
+        return str(model)
+    found = f"only {MODEL_NAME} of runs on a part of the images" if models else f"no {MODEL_NAME}"
+    raise UserError("not-found", f"{found} below runs/; run `{command('train')}`, or give model=FILE")
 
 
 def _with_p_male(prediction: Prediction, p_male: float) -> Prediction:

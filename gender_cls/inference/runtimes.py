@@ -45,7 +45,7 @@ class TorchRuntime:
         for path in (Path(model), Path(model).resolve()):  # the JSON may lie beside a link or beside its target
             file = path.with_suffix(".json")
             if text is None and file.exists():
-                self.facts_source, text = str(file), file.read_text(encoding="utf-8", errors="replace")
+                self.facts_source, text = str(file), file.read_text(encoding="utf-8-sig", errors="replace")
         self.facts = None if text is None else _parse_facts(text, self.facts_source)
         self.network: GenderNet = GenderNet(None, str((self.facts or {}).get("backbone", "resnet18")))
         self.network.load_plain_state(state, source)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision.models import WeightsEnum
@@ -14,6 +15,7 @@ from torchvision.models import WeightsEnum
 from gender_cls.errors import UserError, check_extra, reason, unreadable
 from gender_cls.files import ONNX, SAFETENSORS, TORCHSCRIPT, file_kind, user_path
 
+DEPTH = 3  # dicts around a state dict, at most
 NESTED = ("state_dict", "model", "model_state_dict", "net")  # keys that checkpoints of others hold a state dict under
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # of DataParallel, torch.compile, LightningModules
 COUNTER = "n_averaged"  # that torch's AveragedModel adds
@@ -22,9 +24,11 @@ INSTEAD = {
     TORCHSCRIPT: "save its state dict: torch.save(torch.jit.load(FILE).state_dict(), ...)",
     ONNX: "a state dict is needed; predict.py takes ONNX made by gender_cls.inference.export",
     "a file of torch.save": "",
+    "a Python pickle": "",  # torch's loader says what it holds
     SAFETENSORS: "",
     "": "",
 }
+STATE_DICT = "give a state dict: torch.save(net.state_dict(), ...)"
 STALL_SECONDS = 20.0  # without a byte, after which a download is given up
 
 
@@ -41,10 +45,10 @@ def read_state_dict(path: str | os.PathLike[str], source: str) -> dict[str, torc
     if isinstance(state, Mapping) and set(state) >= OWN_CHECKPOINT:
         what = "the checkpoint of a run, to resume it by ckpt_path=, without what is frozen"
         raise UserError("bad-model", f"{source} is {what}; give the .pth beside it")
-    while isinstance(state, Mapping) and not _is_plain(state):
-        inner = [state[key] for key in NESTED if isinstance(state.get(key), Mapping)]
-        state = inner[0] if inner else None
-    if not isinstance(state, Mapping):
+    for _ in range(DEPTH):
+        if isinstance(state, Mapping) and not _is_plain(state):
+            state = next((state[key] for key in NESTED if isinstance(state.get(key), Mapping)), None)
+    if not isinstance(state, Mapping) or not _is_plain(state):
         way_out = "save one with torch.save(net.state_dict(), ...)"
         raise UserError("bad-model", f"{source} holds no state dict of tensors; {way_out}")
     state = {name: tensor for name, tensor in state.items() if name != COUNTER}
@@ -53,12 +57,13 @@ def read_state_dict(path: str | os.PathLike[str], source: str) -> dict[str, torc
     return state
 
 
-def _is_plain(state: Mapping[str, object]) -> bool:
-    return all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items())
+def _is_plain(state: Mapping[Any, Any]) -> bool:
+    dense = (isinstance(value, torch.Tensor) and value.layout == torch.strided for value in state.values())
+    return all(dense) and all(isinstance(name, str) and not value.is_meta for name, value in state.items())
 
 
-def safe_load(path: str | os.PathLike[str], source: str) -> object:
-    """Load tensors and plain values, and nothing else, from such a file; `source` names it in errors.
+def safe_load(path: str | os.PathLike[str], source: str, way_out: str = STATE_DICT) -> object:
+    """Load tensors and plain values, and nothing else, from such a file; `source` and `way_out` are for errors.
 
     Raises:
         UserError: The file can't be read, is damaged, or is a pickle that would run code.
@@ -70,8 +75,11 @@ def safe_load(path: str | os.PathLike[str], source: str) -> object:
         kind = file_kind(path)
         if instead := INSTEAD.get(kind, "give a file of torch.save or safetensors"):
             raise UserError("bad-model", f"{source} is {kind}; {instead}")
+        if not kind and Path(path).suffix == ".safetensors":
+            raise UserError("bad-model", f"{source} is damaged, or no file of safetensors")
         if kind != SAFETENSORS:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with open(path, "rb") as file:  # not the path, by whose ending torch would go
+                return torch.load(file, map_location="cpu", weights_only=True)
         check_extra(source, "formats", "safetensors")
         from safetensors.torch import load_file
 
@@ -81,12 +89,11 @@ def safe_load(path: str | os.PathLike[str], source: str) -> object:
     except OSError as error:
         raise unreadable(source, error) from error
     except pickle.UnpicklingError as error:
-        held = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = (
-            f"it holds a {held[1]}, as a whole pickled module does, and" if held else "it is damaged, or a pickle that"
-        )
-        way_out = "give a state dict: torch.save(net.state_dict(), ...)"
-        raise UserError("unsafe-file", f"{source} is not loaded: {what} would run code; {way_out}") from error
+        if held := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            what = f"it holds a {held[1]}, as a whole pickled module does, and loading it would run code"
+        else:
+            what = "it is damaged, or a pickle whose loading would run code"
+        raise UserError("unsafe-file", f"{source} is not loaded: {what}; {way_out}") from error
     except Exception as error:  # a damaged file makes both loaders raise nearly everything
         raise UserError("bad-model", f"{source} is damaged, or not a file of torch.save or safetensors") from error
 

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from gender_cls.errors import UserError, printable
+from gender_cls.errors import UserError, printable, writing
 from gender_cls.inference.arguments import run_main
 from gender_cls.training.config import config_dir
 from gender_cls.training.overrides import check_overrides, quote_paths, train_command
@@ -24,6 +24,7 @@ WORST = 0.0  # objective of a job without one: sweepers need a number, and no ma
 def main(cfg: DictConfig) -> float | None:
     """Run one job and return its objective; a failed job of a sweep is a row of its table and does not end it."""
     job = HydraConfig.get()
+    os.chdir(job.runtime.cwd)  # with hydra.job.chdir, paths are still relative to where the user is
     run_dir = Path(job.runtime.output_dir)
     in_sweep = job.mode == RunMode.MULTIRUN
     with open_dict(cfg):
@@ -35,7 +36,7 @@ def main(cfg: DictConfig) -> float | None:
         score = train(cfg)["objective"]["value"]
         return WORST if score is None else float(score)  # where a split has no image of a class
     except Interrupted as stop:
-        say_how_to_resume(stop, list(job.overrides.task))
+        say_how_to_resume(stop, list(job.overrides.task), Path(job.sweep.dir, "sweep.csv") if in_sweep else None)
         sys.exit("stopped")
     except KeyboardInterrupt:
         sys.exit("stopped")
@@ -63,12 +64,21 @@ def start(overrides: list[str]) -> int:
     """Check overrides, quote the paths in them, and let Hydra run the jobs."""
     check_overrides(overrides)
     sys.argv[1:] = quote_paths(overrides)
+    for key, _, given in (override.partition("=") for override in overrides):
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and "${" not in given:
+            with writing(f"{key}={given}", "give a folder that can be written"):
+                Path(os.path.expanduser(given.strip("'\""))).mkdir(parents=True, exist_ok=True)
     main()
     return 0
 
 
-def say_how_to_resume(stop: Interrupted, overrides: list[str]) -> None:
-    """Print where training stopped, and the command that goes on from the last whole epoch."""
+def say_how_to_resume(stop: Interrupted, overrides: list[str], sweep: Path | None = None) -> None:
+    """Print where training stopped and the command that goes on from the last whole epoch; of a sweep, its table."""
+    if sweep and sweep.exists():
+        print(f"\nthe jobs that had ended are in {printable(shown_path(sweep))}")
+    if not stop.ckpt_path and sweep:
+        print(f"\nstopped {stop}; this job starts anew")
+        return
     if not stop.ckpt_path:
         print(f"\nstopped {stop}; no checkpoint is saved yet to resume from")
         return

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 
 from gender_cls.data.base import FaceDataModule
-from gender_cls.errors import UserError, check_choice, check_integer
+from gender_cls.errors import UserError, check_choice, check_integer, writing
 from gender_cls.evaluation.tables import balance_note, describe_data
 from gender_cls.files import user_path
 from gender_cls.training.callbacks import ImageLogger
@@ -75,6 +75,12 @@ def prepare(cfg: DictConfig) -> DictConfig:
     for key in sorted(OmegaConf.missing_keys(cfg)):
         raise UserError("bad-value", f"{key} has no value; give {key}=...")
     check_choice("trainer.precision", str(cfg.trainer.get("precision", "32-true")), ("auto", *PRECISIONS))
+    for key in ("limit_train_batches", "limit_predict_batches"):
+        if cfg.trainer.get(key) == 0:
+            raise UserError("bad-value", f"trainer.{key}=0 leaves no image; give a number of batches")
+    for key in ("limit_val_batches", "limit_predict_batches"):
+        if isinstance(value := cfg.trainer.get(key), float) and value != 1:  # of stored features there are few batches
+            raise UserError("bad-value", f"trainer.{key}={value}: give a number of batches")
     partly = [f"trainer.{key}" for key in limits(cfg) if key in PARTLY_TRAINED]
     if partly and cfg.calibration.prior is not None:
         print(f"note: no calibration, since {partly[0]} trains on a part of the images")
@@ -86,7 +92,8 @@ def prepare(cfg: DictConfig) -> DictConfig:
     prior = cfg.calibration.prior
     if prior not in (None, "train") and not (isinstance(prior, int | float) and 0 < prior < 1):
         raise UserError("bad-value", f"calibration.prior={prior}: give a number above 0 and below 1, or train")
-    Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
+    with writing(f"run_dir={cfg.run_dir}", "give a folder that can be written"):
+        Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
     return cfg
 
 
@@ -160,7 +167,7 @@ def user_error(error: BaseException) -> UserError | None:
     while seen is not None and not isinstance(seen, UserError):
         if isinstance(seen, MisconfigurationException):
             return UserError("bad-value", f"trainer: {' '.join(str(seen).split())}")
-        if isinstance(seen, RuntimeError) and re.search("shared memory|torch_[^ ]* *: No space left", str(seen)):
+        if isinstance(seen, RuntimeError) and re.search("out of shared memory|torch_.*No space left", str(seen)):
             return out_of_shared_memory()
         seen = seen.__cause__ or (seen.__context__ if isinstance(seen, OmegaConfBaseException) else None)
     return seen

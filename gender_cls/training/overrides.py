@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from gender_cls.errors import UserError, check_extra
-from gender_cls.inference.arguments import command, shell_line
+from gender_cls.inference.arguments import shell_line, start_of
 from gender_cls.training.config import RENAMED
 
 PATHS = (
@@ -39,8 +39,8 @@ def _quote(override: str, sweep: bool) -> str:
     if key.lstrip("+") not in PATHS or not value or SWEEPS.fullmatch(value):
         return override
     if sweep and "," in value and not key.startswith("hydra."):  # which is not swept over
-        paths = re.finditer(rf"(?:{QUOTED.pattern})(?=,|$)|[^,]+", value)
-        return key + equals + ",".join(_quoted(path[0]) for path in paths)
+        paths = re.finditer(rf"\s*(?:{QUOTED.pattern})\s*(?=,|$)|(?:\$\{{[^}}]*\}}|[^,])+", value)
+        return key + equals + ",".join(_quoted(path[0].strip()) for path in paths)  # Hydra passes over blanks, too
     return key + equals + _quoted(value)
 
 
@@ -66,9 +66,11 @@ def literal(override: str) -> str:
 
 
 def train_command(overrides: Sequence[str]) -> str:
-    """Return the command that trains with some overrides, and with the folder of a user's own configuration."""
+    """Return the command of a single run with some overrides, and with the folder of a user's own configuration."""
+    if is_sweep(overrides):
+        overrides = [*overrides, "hydra.mode=RUN"]
     own = [first for first in zip(sys.argv, sys.argv[1:]) if first[0] in ("--config-dir", "-cd")]
-    return shell_line([*command("train").split(), *(word for pair in own for word in pair), *map(literal, overrides)])
+    return shell_line([*start_of("train"), *(word for pair in own for word in pair), *map(literal, overrides)])
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -81,6 +83,10 @@ def check_overrides(overrides: Sequence[str]) -> None:
                 raise UserError("renamed", f"{override}: {old} has become {new}")
         if key == "model.scheduler" and values != "null":
             raise UserError("renamed", f"{override}: choose by model/scheduler=cosine, plateau, one_cycle or none")
+        if key.startswith("data.classes."):
+            raise UserError(
+                "bad-value", f"{override}: give both classes at once: data.classes={{female: [0], male: [1]}}"
+            )
         if plain == "model=efficientnet_lite0" and "experiment=robust" in overrides:
             raise UserError("renamed", f"experiment=robust {plain} has become experiment=robust_efficientnet_lite0")
         if plain == "hparams_search=optuna":

@@ -13,7 +13,7 @@ def check_resume(ckpt_path: str, module: Any, settings: Mapping[str, Any], max_e
     source = f"ckpt_path={ckpt_path}"
     if not os.path.isfile(ckpt_path):
         raise UserError("not-found", f"{source}: no such file; a run leaves last.ckpt in its folder after each epoch")
-    checkpoint = safe_load(ckpt_path, source)
+    checkpoint = safe_load(ckpt_path, source, "give the last.ckpt of a run folder")
     if not isinstance(checkpoint, dict) or not {"state_dict", "optimizer_states", "loops", "epoch"} <= set(checkpoint):
         raise UserError("bad-model", f"{source} is no checkpoint of a run; give the last.ckpt of a run folder")
     check_shapes(checkpoint, module, source)
@@ -30,7 +30,8 @@ def check_settings(checkpoint: Mapping[str, Any], settings: Mapping[str, Any], s
     for key, value in settings.items():
         if before.get(key) != value:
             what = f"another {key} ({before.get(key)}, now {value})"
-            raise UserError("resume-mismatch", f"{source} was trained with {what}; give the overrides of that run")
+            way_out = "the images are others than then" if key == "data" else "give the overrides of that run"
+            raise UserError("resume-mismatch", f"{source} was trained with {what}; {way_out}")
 
 
 def check_shapes(checkpoint: Mapping[str, Any], module: Any, source: str) -> None:

@@ -18,7 +18,7 @@ from gender_cls.evaluation import report, tables
 from gender_cls.evaluation.metrics import Evaluation
 from gender_cls.evaluation.robustness import predict_conditions
 from gender_cls.files import relative_paths
-from gender_cls.inference.arguments import command, shell_line
+from gender_cls.inference.arguments import shell_line, start_of
 from gender_cls.inference.export import save_model, write_json
 from gender_cls.inference.predictor import MODEL_NAME
 from gender_cls.inference.runtimes import one_torch_thread
@@ -116,10 +116,8 @@ def evaluate(run: Run) -> dict[str, dict[str, Any]]:
     metrics = {}
     for split in run.data.eval_splits:
         batches: Any = run.trainer.predict(run.module, run.data.eval_dataloader(split))
-        p_male = torch.cat([torch.empty(0), *(batch["p_male"] for batch in batches)])
+        p_male = torch.cat([batch["p_male"] for batch in batches])
         if not len(p_male):
-            if not batches:
-                raise UserError("no-images", f"no image of {split} to report on: trainer.limit_predict_batches is 0")
             raise UserError("not-found", f"no image of {split} can be read any more; are the files still there?")
         indices = torch.cat([batch["index"] for batch in batches]).tolist()
         faces = [run.data.faces.splits[split][index] for index in indices]
@@ -144,7 +142,7 @@ def save(run: Run, about: dict[str, Any]) -> Path:
 def say_how_to_predict(run: Run, model: Path) -> None:
     """Print where the model is and a command that predicts with it."""
     image = run.data.faces.splits["val"][0].path
-    again = [*command("predict").split(), f"model={shown_path(model)}", f"img={shown_path(image)}"]
+    again = [*start_of("predict"), f"model={shown_path(model)}", f"img={shown_path(image)}"]
     if found := limits(run.cfg):
         print(f"\nnote: predict.py takes this model only if it is named: {', '.join(found)} left images out")
     print(f"\nsaved {printable(shown_path(model))}\n{shell_line(again)}")

@@ -18,7 +18,7 @@ from gender_cls.errors import printable
 from gender_cls.evaluation.tables import table
 from gender_cls.files import relative_paths, write_text
 from gender_cls.inference.predictor import MODEL_NAME
-from gender_cls.training.overrides import train_command
+from gender_cls.training.overrides import literal, train_command
 
 ERROR_FILE = "error.txt"
 ROWS = ".rows"  # folder of a sweep with a file for each job that has ended
@@ -36,7 +36,7 @@ class SweepTable(Callback):
         """Keep the row of the job, and bring `sweep.csv` up to date. In a single run there is nothing to do."""
         if config.hydra.mode.name == "MULTIRUN":
             sweep, job = Path(config.hydra.sweep.dir), Path(config.hydra.runtime.output_dir)
-            if row := _row(job, relative_paths([str(job)], sweep)[0], list(config.hydra.overrides.task)):
+            if row := _row(job, relative_paths([str(job)], sweep)[0], [*map(literal, config.hydra.overrides.task)]):
                 (sweep / ROWS).mkdir(parents=True, exist_ok=True)
                 write_text(sweep / ROWS / f"{config.hydra.job.num}.json", json.dumps(row))
             write_csv(sweep)
@@ -57,11 +57,14 @@ class SweepTable(Callback):
         print("", *map(printable, lines), printable(str(sweep / "sweep.csv")), sep="\n")
         calibrating = config.calibration.prior is not None
         if not rows[0]["error"] and (calibrating or not (sweep / rows[0]["job"] / MODEL_NAME).exists()):
-            single = ["hydra.mode=RUN"] if any(each.startswith("hparams_search=") for each in overrides[0]) else []
             print(f"the best job again, with its model and plots{', calibrated' if calibrating else ''}:")
-            print(train_command([*overrides[0], *single]))
+            print(train_command(overrides[0]))
         if any("val" in str(row["ranked by"]) for row in rows):
             print("note: ranked on val, the split that is reported: the best row flatters; data.holdout=0.1 avoids it")
+        if len({row["job"] for row in rows}) < len(rows):
+            print(
+                "note: jobs share a folder, so each wrote over the one before; give hydra.sweep.subdir a value of each"
+            )
         failed = sum(bool(row["error"]) for row in rows)
         if failed:
             sys.exit(f"{failed} of {len(rows)} jobs failed")
@@ -69,7 +72,7 @@ class SweepTable(Callback):
 
 def write_csv(sweep: Path) -> list[dict[str, Any]]:
     """Collect the rows of a sweep's folder, best first and failures last, into `sweep.csv`, and return them."""
-    files = sorted((sweep / ROWS).glob("*.json"), key=lambda file: int(file.stem))
+    files = sorted((sweep / ROWS).glob("[0-9]*.json"), key=lambda file: int(file.stem))
     rows: list[dict[str, Any]] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     rows.sort(key=lambda row: -row["score"] if isinstance(row["score"], float) else math.inf)
     if rows:  # else it was stopped in the first job
@@ -91,4 +94,5 @@ def _row(job: Path, name: str, overrides: list[str]) -> dict[str, Any] | None:
         return None
     metrics = json.loads((job / "metrics.json").read_text())
     row |= {"ranked by": metrics["objective"]["name"], "score": metrics["objective"]["value"]}
-    return row | {f"val {name}": metrics["val"][name] for name in SCORES}
+    row |= {f"val {name}": metrics["val"][name] for name in SCORES}
+    return {name: "" if value is None else value for name, value in row.items()}

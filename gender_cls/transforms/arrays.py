@@ -6,9 +6,10 @@ import numpy as np
 from PIL import Image
 
 from gender_cls.errors import ImageError
+from gender_cls.transforms.formats import is_encoded
 
 CHANNELS = (1, 3, 4)
-ENCODED = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")  # how image files begin
+TOLERANCE = 1e-4  # beyond 0 and 1, as a resize of floats leaves it
 
 
 def array_image(given: Any, channels: str = "rgb") -> Image.Image:
@@ -30,19 +31,31 @@ def array_image(given: Any, channels: str = "rgb") -> Image.Image:
     if values.dtype == object or not (values.ndim or hasattr(given, "ndim")):
         raise ImageError(f"not an image: {type(given).__name__}")
     what = f"{'a tensor' if tensor else 'an array'} of shape {tuple(values.shape)}"
-    if values.ndim == 1 or (values.ndim == 2 and 1 in values.shape and values.tobytes().startswith(ENCODED)):
-        raise ImageError(f"{what}: no image; if it holds a file's bytes, give them as bytes: array.tobytes()")
+    encoded = f"{what} that holds the bytes of a file; give them as bytes"
+    if values.ndim == 1:
+        raise ImageError(encoded)
     if values.ndim == 3 and tensor:
         values = np.moveaxis(values, 0, -1)
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in CHANNELS) or 0 in values.shape:
         known = "(H, W) or (C, H, W)" if tensor else "(H, W) or (H, W, C)"
         raise ImageError(f"{what}; give {known}, where C is 1, 3 or 4")
-    if values.dtype != np.uint8:
-        if values.dtype.kind != "f" or not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-            raise ImageError(f"holds {values.dtype} that is not in 0..1; give uint8, or floats in 0..1")
-        values = (255 * values).round().astype(np.uint8)
+    values = _as_bytes(values)
+    if is_encoded(values):
+        raise ImageError(encoded)
     if values.ndim == 3 and values.shape[-1] == 1:
         values = values[..., 0]
     elif values.ndim == 3 and channels == "bgr":
         values = values[..., [2, 1, 0, *range(3, values.shape[-1])]]
     return Image.fromarray(np.ascontiguousarray(values))
+
+
+def _as_bytes(values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind != "f":
+        raise ImageError(f"holds {values.dtype}; give uint8, or floats in 0..1")
+    if not np.isfinite(values).all():
+        raise ImageError("holds values that are not finite")
+    if values.min() < -TOLERANCE or values.max() > 1 + TOLERANCE:
+        raise ImageError(f"holds {values.dtype} that is not in 0..1; give uint8, or floats in 0..1")
+    return (255 * values.clip(0, 1)).round().astype(np.uint8)

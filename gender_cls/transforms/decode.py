@@ -4,23 +4,24 @@ import hashlib
 import math
 import os
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from gender_cls.errors import ImageError, check_choice, check_integer, reason
 from gender_cls.files import stream_kind, user_path
 from gender_cls.transforms.arrays import array_image
-from gender_cls.transforms.formats import REFUSED, SIGNATURE, is_heic, is_raw
-from gender_cls.transforms.metadata import in_srgb, upright, without_metadata
+from gender_cls.transforms.content import MAX_BYTES, is_content, read_content
+from gender_cls.transforms.formats import REFUSED, SIGNATURE, is_heic, open_any, tiff_trouble
+from gender_cls.transforms.metadata import PROFILED, ends_in_zeros, has_metadata, in_srgb, upright, without_metadata
+from gender_cls.transforms.truncated import TRUNCATED
 
+FILLED = 0.95  # share of rows that are like the last one, above which hardly anything was decoded
 MAX_PIXELS = 100_000_000  # of one image; a small file can hold many more and take all memory
 
 
@@ -55,14 +56,12 @@ class Decoder:
         check_choice("truncated", self.truncated, ("refuse", "keep"))
         check_integer("max_pixels", self.max_pixels, 1)
 
-    def load(self, path: str | os.PathLike[str], content: bytes | None = None) -> Image.Image:
-        """Decode an image file, or its `content` if that was already read, to mode RGB.
+    def load(self, path: str | os.PathLike[str]) -> Image.Image:
+        """Decode an image file to mode RGB.
 
         Raises:
             ImageError: The file is missing, unreadable, truncated, not an image, or has more than `max_pixels`.
         """
-        if content is not None:
-            return self._read(BytesIO(content))
         given = user_path(path)
         try:
             if os.path.exists(given) and not os.path.isfile(given):  # reading a pipe would never end
@@ -70,15 +69,15 @@ class Decoder:
             with open(given, "rb") as stream:
                 return self._read(stream)
         except (OSError, ValueError) as error:  # the latter of a NUL in the path
-            url = re.match(r"https?://|data:", os.fspath(path))
+            url = re.match(r"(https?|file)://|data:", os.fsdecode(path))
             raise ImageError("a URL is not fetched; give the file or its bytes" if url else reason(error)) from error
 
     def convert(self, image: Any, channels: str = "rgb") -> Image.Image:
         """Return an image of mode RGB, or raise an `ImageError`.
 
         Args:
-            image: Path; content of an image file, as bytes, bytearray, memoryview or a file object that is open for
-                reading bytes; Pillow image; or array or tensor as `array_image` takes it.
+            image: Path; content of an image file, as bytes, another buffer of one dimension, or a file object that is
+                open for reading bytes; Pillow image; or array or tensor as `array_image` takes it.
             channels: Order of the channels of arrays and tensors: rgb or bgr.
         """
         try:
@@ -86,24 +85,30 @@ class Decoder:
                 return self.load(image)
             if isinstance(image, Image.Image):
                 return self._lazy(image)
+            if isinstance(image, ImageError):  # of what could not be read
+                raise image
             if image is None:
                 raise ImageError("None: readers such as cv2.imread return it for a file that they can't find or read")
-            if isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "read"):
-                return self._read(BytesIO(_content(image)))
+            if is_content(image):
+                return self._read(BytesIO(read_content(image)))
             return self._decoded(array_image(image, channels))
         except ImageError:
             raise
         except MemoryError:
             raise ImageError("too large for this machine's memory") from None
         except Exception as error:  # of whatever was given
-            raise ImageError(f"not an image: {type(image).__name__}") from error
+            raise ImageError(f"not an image: {type(image).__name__} ({reason(error)})") from error
 
     def _lazy(self, image: Image.Image) -> Image.Image:
+        keep = bool(image.info.get("truncated"))  # it was given before, and kept
         try:
-            return self._decoded(image)
+            if keep and self.truncated == "refuse":
+                raise ImageError("image file is truncated")
+            return self._decoded(image, keep)
         except OSError as error:  # of one that Pillow has not read to its end yet
             if self.truncated == "refuse":
                 raise ImageError(reason(error)) from error
+            image.info["truncated"] = True
             return self._decoded(image, keep=True)
 
     def _read(self, stream: IO[bytes]) -> Image.Image:
@@ -115,15 +120,17 @@ class Decoder:
             raise ImageError("too large for this machine's memory") from None
         except Exception as error:  # Pillow's plugins raise nearly everything on damaged files
             stream.seek(0)
-            content = stream.read()
+            content = stream.read(SIGNATURE)
+            if has_metadata(content) or self.truncated == "keep":
+                content += stream.read(MAX_BYTES)
             bare = without_metadata(content)
             keep = [content, *bare] if self.truncated == "keep" else []
             for some, kept in [*((each, False) for each in bare), *((each, True) for each in keep)]:
                 with suppress(Exception):
-                    return self._decoded(self._open(BytesIO(some)), kept)
+                    return self._decoded(self._open(BytesIO(some), kept), kept)
             raise ImageError(_reason(error, content)) from error
 
-    def _open(self, stream: IO[bytes]) -> Image.Image:
+    def _open(self, stream: IO[bytes], keep: bool = False) -> Image.Image:
         start = stream.read(SIGNATURE)
         stream.seek(0)
         if not start:
@@ -131,26 +138,28 @@ class Decoder:
         if is_heic(start):
             return self._open_heic(stream)
         if start.startswith(b"\xff\xd8\xff"):
-            image: Image.Image = JpegImagePlugin.JpegImageFile(stream)  # Image.open has a limit for the whole process
-            scale = 1
-            while image.width * image.height > MAX_PIXELS and scale < 8 and "progressive" not in image.info:
-                image = JpegImagePlugin.JpegImageFile(stream) if scale > 1 else image
-                scale *= 2
-                image.draft(None, (image.width // scale, image.height // scale))
-            return image
-        if Image.MAX_IMAGE_PIXELS and self.max_pixels > MAX_PIXELS:
-            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, self.max_pixels)  # Pillow's own limit
-        try:
-            image = Image.open(stream)
-        except Image.DecompressionBombError as error:
-            number = "".join(re.findall(r"\d+", str(error))[:1])
-            raise self._too_large(number) from error
+            if not keep and ends_in_zeros(stream):
+                raise OSError("image file is truncated: it ends in zeros")
+            return self._open_jpeg(stream)
+        image = open_any(stream)
         if image.format in REFUSED:
             raise ImageError(f"not an image that can be decoded ({image.format})")
         if not isinstance(image.info.get("xmp"), bytes):
             image.info.pop("xmp", None)  # of a TIFF, on which Pillow would fail
-        if is_raw(image, start):
-            raise ImageError("a camera's raw file, whose first image is a thumbnail; give it as JPEG")
+        if trouble := tiff_trouble(image, start):
+            raise ImageError(trouble)
+        return image
+
+    def _open_jpeg(self, stream: IO[bytes]) -> Image.Image:
+        image = JpegImagePlugin.JpegImageFile(stream)  # Image.open has a limit for the whole process
+        (width, height), scale = image.size, 1
+        while image.width * image.height > MAX_PIXELS and scale < 8 and "progressive" not in image.info:
+            scale *= 2
+            stream.seek(0)
+            image = JpegImagePlugin.JpegImageFile(stream)
+            image.draft(None, (width // scale, height // scale))
+        if image.width * image.height > self.max_pixels:
+            raise self._too_large(f"{width} x {height}")
         return image
 
     def _open_heic(self, stream: IO[bytes]) -> Image.Image:
@@ -164,10 +173,13 @@ class Decoder:
 
     def _decoded(self, image: Image.Image, keep: bool = False) -> Image.Image:
         self._check_size(*image.size)
-        with _TRUNCATED.only(keep):
+        with TRUNCATED.only(keep):
             image.load()
         image = _rgb(image)
         if keep:
+            values = np.asarray(image)
+            if (values == values[-1]).all((1, 2)).mean() > FILLED:
+                raise ImageError("hardly anything of it can be decoded")
             image.info["truncated"] = True
         return image
 
@@ -180,33 +192,6 @@ class Decoder:
     def _too_large(self, size: str) -> ImageError:
         limit = f"max_pixels={self.max_pixels} (in training data.max_pixels)"
         return ImageError(f"{size} pixels are more than {limit}, which may be raised")
-
-
-class _Truncated(threading.local):
-    """Stands for Pillow's LOAD_TRUNCATED_IMAGES, which other libraries set for the whole process.
-
-    A thread that decodes here has its own value meanwhile; for all others it is what was set.
-    """
-
-    ours: bool | None = None
-
-    def __bool__(self) -> bool:
-        return bool(_others_keep[0]) if self.ours is None else self.ours
-
-    @contextmanager
-    def only(self, keep: bool) -> Iterator[None]:
-        pillow: Any = ImageFile
-        if pillow.LOAD_TRUNCATED_IMAGES is not self:
-            _others_keep[0], pillow.LOAD_TRUNCATED_IMAGES = pillow.LOAD_TRUNCATED_IMAGES, self
-        self.ours = keep
-        try:
-            yield
-        finally:
-            self.ours = None
-
-
-_others_keep: list[object] = [False]
-_TRUNCATED = _Truncated()
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -224,26 +209,16 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = in_srgb(image if image.mode in ("L", "CMYK") else image.convert("RGB"), profile).convert("RGB")
+    image = in_srgb(image if image.mode in PROFILED else image.convert("RGB"), profile).convert("RGB")
     image.info = {}  # what has been applied
     excess = math.ceil(math.sqrt(image.width * image.height / MAX_PIXELS))
     return image.reduce(excess) if excess > 1 else image
 
 
-def _content(given: Any) -> bytes:
-    if hasattr(given, "read"):
-        with suppress(Exception):
-            given.seek(0)  # what was just written stands at its end
-        given = given.read()
-    if not isinstance(given, bytes | bytearray | memoryview):
-        raise ImageError("a file object that gives no bytes; open it with mode 'rb', or await its read()")
-    if isinstance(given, memoryview) and given.ndim != 1:
-        raise ImageError(f"a memoryview of {given.ndim} dimensions; give the array")
-    return bytes(given)
-
-
 def _reason(error: Exception, content: bytes) -> str:
     if isinstance(error, UnidentifiedImageError | SyntaxError):
-        kind = stream_kind(BytesIO(content))
+        kind = stream_kind(BytesIO(content)) or ("" if content.strip(b"\0") else "a file of zeros")
+        if not kind and (content[4:8] == b"ftyp" or content.startswith((b"II*\0", b"MM\0*"))):
+            return "damaged, cut off, or of a kind that Pillow does not know"
         return f"not an image but {kind}" if kind else "not an image (no format that Pillow knows)"
     return reason(error)

@@ -1,12 +1,24 @@
 """Which files are images, by their first bytes and by their endings."""
 
 import os
+import threading
+from io import BytesIO
+from typing import IO, Any
 
+import numpy as np
 from PIL import Image
 
 SIGNATURE = 512  # bytes that tell what a file is
 HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}  # brands
 AVIF = {b"avif", b"avis"}  # which Pillow reads itself; its files may name the last two of HEIC as well
+TIFF_TAGS = (
+    (254, 0),
+    (258, (1,)),
+    (262, 1),
+    (284, 1),
+)  # NewSubfileType, BitsPerSample, Photometric, PlanarConfiguration
+SAMPLE_FORMAT = 339
+_opening = threading.Lock()
 REFUSED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # that Pillow names without decoding, or by running a program
 
 
@@ -17,10 +29,29 @@ def is_heic(start: bytes) -> bool:
     return bool(brands & HEIC) and not brands & AVIF
 
 
-def is_raw(image: Image.Image, start: bytes) -> bool:
-    """Return whether it is a camera's raw file: a TIFF whose first image is marked as a small version of another."""
-    reduced = 254  # the tag NewSubfileType
-    return image.format == "TIFF" and (start[8:10] == b"CR" or getattr(image, "tag_v2", {}).get(reduced) == 1)
+def open_any(stream: IO[bytes], formats: list[str] | None = None) -> Image.Image:
+    """Open an image as Pillow does, but without Pillow's limit of pixels, which is one for the whole process."""
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(stream, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def tiff_trouble(image: Image.Image, start: bytes) -> str:
+    """Return why the pixels that Pillow gives of a TIFF are not those of the photograph; empty if they are."""
+    if image.format != "TIFF":
+        return ""
+    tags: Any = getattr(image, "tag_v2", {})
+    small, bits, white_is_zero, planar = (tags.get(tag, usual) for tag, usual in TIFF_TAGS)
+    if start[8:10] == b"CR" or small == 1:  # the first image is marked as a small version of another
+        return "a camera's raw file, whose first image is a thumbnail; give it as JPEG"
+    unsigned = max(tags.get(SAMPLE_FORMAT, (1,))) == 1
+    read_well = set(bits) == {16} or (set(bits) == {32} and not unsigned)
+    if max(bits) > 8 and (white_is_zero == 0 or planar == 2 or not read_well):
+        return f"a TIFF of {max(bits)} bits of a kind that Pillow decodes wrongly; save it with 8 bits"
+    return ""
 
 
 def endings() -> set[str]:
@@ -31,15 +62,31 @@ def endings() -> set[str]:
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file begins as an image does, whatever its ending; formats without a signature do not count."""
-    Image.init()
-    signed = [name for name in Image.ID if Image.OPEN[name][1] and name not in REFUSED]
+    """Return whether a file begins as an image does, whatever its ending."""
     try:
         with open(path, "rb") as stream:
-            start = stream.read(SIGNATURE)
-            stream.seek(0)
-            return is_heic(start) or not is_raw(Image.open(stream, formats=signed), start)
-    except Image.DecompressionBombError:
-        return True
-    except Exception:
+            return begins_as_image(stream)
+    except OSError:
         return False
+
+
+def begins_as_image(stream: IO[bytes]) -> bool:
+    """Return whether a stream begins as an image does; formats without a signature do not count."""
+    Image.init()
+    signed = [name for name in Image.ID if Image.OPEN[name][1] and name not in REFUSED]
+    start = stream.read(SIGNATURE)
+    stream.seek(0)
+    try:
+        return is_heic(start) or not tiff_trouble(open_any(stream, signed), start)
+    except Exception:  # of whatever was not an image
+        return False
+
+
+def is_encoded(values: np.ndarray) -> bool:
+    """Return whether an array (H, W) or (H, W, C) of uint8 holds the bytes of an image file instead of pixels."""
+    start = values.ravel()[:SIGNATURE].tobytes()
+    jpeg = start.startswith(b"\xff\xd8\xff") and start[6:10] in (b"JFIF", b"Exif")
+    if jpeg or start.startswith((b"\x89PNG\r\n\x1a\n", b"GIF8")) or (start[:4], start[8:12]) == (b"RIFF", b"WEBP"):
+        return True
+    thin = 1 in values.shape[:2]  # as OpenCV's imencode returns it
+    return thin and begins_as_image(BytesIO(values.tobytes()))

@@ -3,11 +3,14 @@
 from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image
 
+from gender_cls.transforms.content import MAX_BYTES
+
 ORIENTATION = 0x0112  # tag of EXIF
+ZEROS = 64  # bytes at the end of a file
 TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -49,6 +52,24 @@ def _to_srgb(profile: bytes, mode: str) -> Any:
     return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
 
 
+def has_metadata(start: bytes) -> bool:
+    """Return whether `without_metadata` can make something of a file that starts so."""
+    return start.startswith((b"\xff\xd8", b"\x89PNG"))
+
+
+def ends_in_zeros(stream: IO[bytes]) -> bool:
+    """Return whether a JPEG has no end and zeros in its place, as a copy that crashed leaves it; libjpeg takes them."""
+    size = stream.seek(0, 2)
+    stream.seek(max(0, size - ZEROS))
+    zeros = stream.read() == bytes(ZEROS)
+    stream.seek(0)
+    if not zeros or size > MAX_BYTES:
+        return False
+    content = stream.read()
+    stream.seek(0)
+    return b"\xff\xd9" not in content[_first_scan(content) :]
+
+
 def without_metadata(content: bytes) -> list[bytes]:
     """Return a JPEG or PNG without what only describes it, in copies with ever less of it; [] for other formats."""
     if content.startswith(b"\xff\xd8"):
@@ -61,6 +82,9 @@ def without_metadata(content: bytes) -> list[bytes]:
 def _bare_jpeg(content: bytes, keep_exif: bool) -> bytes:
     kept, at = [content[:2]], 2
     while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] != b"\xda":  # up to the first scan
+        if content[at + 1 : at + 2] == b"\xff":  # fills up
+            at += 1
+            continue
         marker, end = content[at + 1], at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
         adobe = marker == 0xEE and end - at >= 16  # names the color transform
         exif = marker == 0xE1 and keep_exif and content[at + 4 : at + 10] == b"Exif\0\0"
@@ -68,6 +92,13 @@ def _bare_jpeg(content: bytes, keep_exif: bool) -> bytes:
             kept.append(content[at:end])
         at = end
     return b"".join([*kept, content[at:]])
+
+
+def _first_scan(content: bytes) -> int:
+    at = 2
+    while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] != b"\xda":
+        at += 1 if content[at + 1 : at + 2] == b"\xff" else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return at
 
 
 def _bare_png(content: bytes, keep: tuple[bytes, ...]) -> bytes:

@@ -70,7 +70,7 @@ def test_a_run_says_what_a_person_wants_to_know(trained: Path) -> None:
     assert re.search(
         r"macro-F1 [\d.]+, 95 % interval [\d.]+ to [\d.]+ \(2000 bootstrap samples of \d+ identities\)", said
     )
-    assert "python predict.py model=" in said
+    assert f"python {ROOT}/predict.py model=" in said
     warned = (trained.parent.parent / "stderr.txt").read_text()
     assert warned == ""
     assert "train/loss_step=" in said  # the progress bar

@@ -120,10 +120,33 @@ def test_bgr_is_read_as_opencv_writes_it(predictor: Predictor, pixels: np.ndarra
         list(predictor.predict(red, channels="hsv"))
 
 
+def others(photo: Path) -> list[bytes]:
+    """The photograph in formats of other signatures."""
+    image, found = Image.open(photo), []
+    for kind in ("PNG", "AVIF", "JPEG2000", "PPM", "WEBP", "TIFF"):
+        buffer = io.BytesIO()
+        image.save(buffer, kind)
+        found.append(buffer.getvalue())
+    return found
+
+
 def test_what_is_refused_says_why(predictor: Predictor, photo: Path, pixels: np.ndarray) -> None:
     buffer = np.frombuffer(photo.read_bytes(), np.uint8)
     refused = {
-        "give them as bytes": [buffer, buffer[:, None], buffer[None], torch.from_numpy(buffer.copy()), buffer[:0]],
+        "give them as bytes": [
+            buffer,
+            buffer[:, None],
+            buffer[None],
+            torch.from_numpy(buffer.copy()),
+            buffer[:0],
+            buffer[:, None, None],
+            buffer[None, :, None],
+            buffer[: len(buffer) // 3 * 3].reshape(1, -1, 3),
+            buffer[: len(buffer) // 3 * 3].reshape(-1, 3),
+            torch.from_numpy(buffer.copy())[None, None],
+            (buffer / 255)[:, None],
+            *(np.frombuffer(content, np.uint8)[:, None] for content in others(photo)),
+        ],
         "readers such as cv2.imread return it": [None],
         "an array of shape (3, 48, 48); give (H, W) or (H, W, C)": [pixels.transpose(2, 0, 1)],
         "a tensor of shape (48, 48, 3); give (H, W) or (C, H, W)": [torch.from_numpy(pixels.copy())],
@@ -131,8 +154,10 @@ def test_what_is_refused_says_why(predictor: Predictor, photo: Path, pixels: np.
         "an array of shape (1, 1, 48, 48, 3)": [pixels[None, None]],
         "an array of shape ()": [np.array(3)],
         "a tensor of shape (3, 0, 5)": [torch.zeros(3, 0, 5)],
-        "not in 0..1": [pixels.astype(float), pixels.astype(np.int32), torch.randn(3, 9, 9), np.full((9, 9), np.nan)],
-        "a memoryview of 3 dimensions": [memoryview(np.ascontiguousarray(pixels))],
+        "not in 0..1": [pixels.astype(float), torch.randn(3, 9, 9), pixels / 254],
+        "holds int32; give uint8": [pixels.astype(np.int32)],
+        "not finite": [np.full((9, 9), np.nan)],
+        "a buffer of 3 dimensions": [memoryview(np.ascontiguousarray(pixels))],
         "not an image: dict": [{"bytes": b"x"}],
         "not an image: int": [7],
         "is empty": [b"", io.BytesIO()],
@@ -155,7 +180,7 @@ def test_the_predictor_takes_the_options_of_the_command(trained: Path, photo: Pa
     (refused,) = Predictor(trained / MODEL).predict(half)
     assert "truncated" in refused.error
     (kept,) = Predictor(trained / MODEL, truncated="keep").predict(half)
-    assert kept.note == "the file is cut off; what is there was decoded"
+    assert kept.note == "the file is cut off or damaged; what is there was decoded"
     assert kept.label
     (small,) = Predictor(trained / MODEL, max_pixels=100).predict(Image.open(photo).convert("RGB"))
     assert "max_pixels=100" in small.error
@@ -207,7 +232,7 @@ def test_weights_of_other_kinds_are_called_what_they_are(trained: Path, train: R
     Path("keras.pth").write_bytes(b"\x89HDF\r\n\x1a\n")
     kinds = {
         "script": "TorchScript file; save its state dict: torch.save(torch.jit.load(FILE).state_dict()",
-        "whole": "holds a torch.nn.modules.linear.Linear, as a whole pickled module does, and would run code; give",
+        "whole": "holds a torch.nn.modules.linear.Linear, as a whole pickled module does, and loading it would",
         "folder": "is a folder; give",
         "page": "is a web page; give",
         "pointer": "a pointer of Git LFS, not the file itself (git lfs pull)",

@@ -103,7 +103,11 @@ def test_what_is_no_table_is_called_what_it_is(content: bytes, kind: str) -> Non
     [
         ("path,label\na,b.jpg,male\n", "line 2 has 3 cells for 2 columns; quote a cell that holds a ','"),
         ("path,label,Path\na.jpg,male,b.jpg\n", "two columns named 'path'"),
-        ('path,label\n"a.jpg,male\n' + 200_000 * "x", "is not a CSV file"),
+        ('path,label\n"a.jpg,male\n' + 200_000 * "x", "from line 2 on: a quote is opened or closed in"),
+        (
+            'path,label,note\na.jpg,male,"5 oclock\nb.jpg,female,\nc.jpg,male,6" tall\n',
+            "from line 2 on: a quote is opened",
+        ),
     ],
 )
 def test_rows_that_do_not_fit(content: str, says: str) -> None:
