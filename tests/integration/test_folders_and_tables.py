@@ -48,6 +48,7 @@ def phone(faces: Path) -> Path:
     return faces
 
 
+MORE_TABLES = ((",", "utf-8-sig"), ("\t", "utf-8"))
 SLOW_STARTS = [pytest.param(name, marks=pytest.mark.slow) for name in ("spawn", "forkserver")]
 
 
@@ -63,8 +64,7 @@ def test_heic_in_workers_reports_and_second_runs(start_method: str, phone: Path,
     own = (f"data.root={phone}", *SHORT, "features.precision=fp32")
     once = train(*own, "data.num_workers=1", f"features.dir=store_{start_method}", name="once")
     again = train(*own, "data.num_workers=0", "features.dir=another", name="again")  # which trusts what was remembered
-    online = [train(*own, "data.num_workers=1", "cached_views=0", name="online")] if start_method == "fork" else []
-    for run in (once, again, *online):
+    for run in (once, again):
         assert facts(run)["data"]["skipped"] == []
         assert facts(run)["val"]["images"] == 28
     assert torch.equal(head(once), head(again))
@@ -110,6 +110,7 @@ def test_what_is_ignored_is_said_by_every_command(faces: Path, train: Run, capsy
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_without_splits_under_other_names(faces: Path, train: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """As a table with the same images, without a column split, is split."""
     for number, name in enumerate(("Women", "f")):
@@ -153,7 +154,9 @@ def test_numbers_as_classes_need_the_map(faces: Path, train: Run, fails: Fails) 
     assert fails(train, f"data.root={faces}", "data.classes={female: [1, 0], male: [0]}").code == "conflict"
 
 
-@pytest.mark.parametrize(("delimiter", "encoding"), [(",", "utf-8-sig"), (";", "utf-16"), ("\t", "utf-8")])
+@pytest.mark.parametrize(
+    ("delimiter", "encoding"), [(";", "utf-16"), *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE_TABLES)]
+)
 def test_one_reader_of_tables_for_all_commands(
     delimiter: str, encoding: str, drawn: Path, train: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +179,7 @@ def script_predict(image: str, run: Path, code: int = 0) -> None:
     assert stop.value.code == code
 
 
+@pytest.mark.slow
 def test_names_in_another_unicode_form_and_the_home(
     faces: Path, train: Run, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +226,7 @@ def test_no_control_byte_of_a_file_reaches_the_terminal(
     assert [line for line in said.splitlines() if any(c in line for c in evil if not c.isprintable())] == []
 
 
+@pytest.mark.slow
 def test_a_truncated_image_is_kept_on_request(faces: Path, train: Run, capsys: pytest.CaptureFixture[str]) -> None:
     cut = [min((faces / split / "male").iterdir()) for split in ("train", "val")]
     for path in cut:

@@ -20,7 +20,9 @@ from gender_cls.training.run import shown_path
 
 MODEL = "Binary_Classification_model.pth"
 SHORT = ("trainer.max_epochs=1", "data.holdout=0", "calibration=none", "model.weights=null", *TINY)
-NAMES = ("josé", "人脸", "a#b", "it's", "a=b", "x (1), [2]", "20240101", "1e3", " blank ", "$HOME", "a\\b", 'say "hi"')
+NAMES = ("人脸 josé", "it's", "x (1), [2] a=b #c", "20240101")
+MORE_PRECISIONS = ("32", "16-mixed", "bf16")
+MORE_NAMES = ("1e3", " blank ", "$HOME", "a\\b", 'say "hi"')
 
 
 def pasted(line: str) -> list[str]:
@@ -36,7 +38,7 @@ def printed(said: str, start: str) -> list[str]:
     return pasted(line)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_NAMES)])
 def test_any_path_and_the_command_that_is_printed(
     name: str, drawn: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,7 +54,7 @@ def test_any_path_and_the_command_that_is_printed(
     assert "%" in line
 
 
-@pytest.mark.parametrize("name", ["it's (1) [2] a=b", "20240101", "人脸 #1"])
+@pytest.mark.parametrize("name", ["it's (1) [2] a=b 人脸 #1", pytest.param("20240101", marks=pytest.mark.slow)])
 def test_the_commands_of_a_stopped_run_and_of_a_sweep(
     name: str, drawn: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +227,9 @@ def test_precisions_that_are_refused_before_training(precision: str, train: Run,
     assert f"trainer.precision={precision}: give auto or 32-true or 16-mixed or bf16-mixed" in failure.line
 
 
-@pytest.mark.parametrize("precision", ["32", "16-mixed", "bf16-mixed", "bf16"])
+@pytest.mark.parametrize(
+    "precision", ["bf16-mixed", *(pytest.param(p, marks=pytest.mark.slow) for p in MORE_PRECISIONS)]
+)
 @pytest.mark.parametrize("cached", ["cached_views=2", "cached_views=0"])
 def test_precisions_that_work_to_the_end(
     precision: str, cached: str, train: Run, capsys: pytest.CaptureFixture[str]

@@ -110,8 +110,10 @@ LIMITED = {
     "debug=fast_dev_run": "nothing",
 }
 OFTEN = ("trainer.fast_dev_run=true", "trainer.limit_train_batches=2", "trainer.limit_val_batches=0")  # by all of them
-PARTS = [(EXPERIMENTS[0], override) for override in LIMITED]
-PARTS += [pytest.param(name, override, marks=pytest.mark.slow) for name in EXPERIMENTS[1:] for override in OFTEN]
+PARTS = [(EXPERIMENTS[0], override) for override in OFTEN]
+SLOW_PARTS = [(EXPERIMENTS[0], override) for override in LIMITED if override not in OFTEN]
+SLOW_PARTS += [(name, override) for name in EXPERIMENTS[1:] for override in OFTEN]
+PARTS += [pytest.param(*part, marks=pytest.mark.slow) for part in SLOW_PARTS]
 
 
 @pytest.mark.parametrize(("experiment", "override"), PARTS)
@@ -143,7 +145,7 @@ SUBDIRS = {
 }
 
 
-@pytest.mark.parametrize("kind", SUBDIRS)
+@pytest.mark.parametrize("kind", ["usual", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(SUBDIRS)[1:])])
 def test_a_sweep_ends_with_its_table(kind: str, train: Run, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ("trainer.max_epochs=1", "data.holdout=0.2", "hydra.sweep.dir=sweep")
     for seeds, failed in (("1,2,x", 1), ("3,4", 0)):  # the second one in the folder of the first
