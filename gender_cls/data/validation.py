@@ -140,13 +140,13 @@ def check_split(identity: str | None, val_share: float, holdout: float, split_se
 def _leaks(splits: Splits) -> list[str]:
     notes = []
     first: dict[str, Face] = {}
-    both = [
-        (face.path, earlier.path)
+    both = {
+        face.digest: f"{face.path} = {earlier.path}"
         for face in chain.from_iterable(splits.values())
         if (earlier := first.setdefault(face.digest, face)).label != face.label
-    ]
+    }
     if both:
-        found = f"{len(both)} images are under both labels, byte for byte, such as {' = '.join(both[0])}"
+        found = f"{len(both)} images are under both labels, byte for byte, such as {min(both.values())}"
         notes.append(f"{found}: one of the two is wrong")
     for split, faces in splits.items():
         if again := len(faces) - len({face.digest for face in faces}):

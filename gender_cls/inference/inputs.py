@@ -63,10 +63,10 @@ def _matching(pattern: str) -> list[str]:
 
 def _parse_list(content: bytes, folder: str, source: str) -> list[str]:
     table = None
+    if begins_as_image(BytesIO(content)):
+        raise UserError("bad-data", f"{source} is an image, not a list; give it without the @")
     if b"\0" in content and not content.startswith((PARQUET, *UTF_16)) and not stream_kind(BytesIO(content)):
         names = os.fsdecode(content).split("\0")
-    elif begins_as_image(BytesIO(content)):
-        raise UserError("bad-data", f"{source} is an image, not a list; give it without the @")
     elif "path" in (table := read_table(content, source)).columns:
         names = [row["path"] for _, row in table.rows]
         if empty := [where for where, row in table.rows if not row["path"].strip()]:

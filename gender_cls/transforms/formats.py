@@ -19,6 +19,8 @@ TIFF_TAGS = (
 )  # NewSubfileType, BitsPerSample, Photometric, PlanarConfiguration
 SAMPLE_FORMAT = 339
 _opening = threading.Lock()
+if hasattr(os, "register_at_fork"):  # else a process that is forked meanwhile would wait for ever
+    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
 REFUSED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # that Pillow names without decoding, or by running a program
 
 

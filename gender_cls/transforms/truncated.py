@@ -1,5 +1,6 @@
 """Pillow's switch for truncated images, for one thread at a time."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,13 @@ class _Truncated:
 
     def __init__(self) -> None:
         self.own, self.lock, self.decoding, self.before = threading.local(), threading.Lock(), 0, None
+        if hasattr(os, "register_at_fork"):  # else a process that is forked meanwhile would wait for ever
+            release = self.lock.release
+            os.register_at_fork(before=self.lock.acquire, after_in_parent=release, after_in_child=self._alone)
+
+    def _alone(self) -> None:
+        self.decoding = 0  # the threads that were decoding are not in this process
+        self.lock.release()
 
     def __bool__(self) -> bool:
         return bool(getattr(self.own, "keep", self.before))

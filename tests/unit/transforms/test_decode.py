@@ -1,9 +1,12 @@
 import io
+import os
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -334,3 +337,30 @@ def test_a_cameras_raw_file_is_no_thumbnail() -> None:
         Decoder().convert(encoded(NOISE, "TIFF", tiffinfo={254: 1}))
     with pytest.raises(ImageError, match="a URL is not fetched"):
         Decoder().load("https://example.org/x.jpg")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
+def test_a_process_that_is_forked_while_threads_decode() -> None:
+    content, half = encoded(NOISE, "PNG"), encoded(NOISE, "PNG")[:900]
+    stop = threading.Event()
+
+    def decode_on() -> None:
+        while not stop.is_set():
+            with suppress(ImageError):
+                Decoder("keep").convert(content)
+                Decoder("keep").convert(half)
+
+    threads = [threading.Thread(target=decode_on) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if not child:
+                os._exit(Decoder().convert(content).size != NOISE.size or bool(ImageFile.LOAD_TRUNCATED_IMAGES))
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
