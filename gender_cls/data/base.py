@@ -34,8 +34,7 @@ EVALUATION_BATCH = 4096  # of features: a step costs more than what it computes
 class FaceDataModule(pl.LightningDataModule):
     """Base of the data modules; a subclass lists the faces.
 
-    Batches hold stored features where the backbone of the trained module is frozen and `cached_views` is not 0: then
-    `setup` computes them once, with the network of `trainer.lightning_module`. Otherwise they hold views.
+    With a frozen backbone and `cached_views`, `setup` computes features once, which batches then hold; else views.
 
     Args:
         identity: Regular expression on file names without suffix, whose first group is the identity; None: each image.
@@ -121,9 +120,7 @@ class FaceDataModule(pl.LightningDataModule):
     @cached_property
     def faces(self) -> FaceSet:
         """Checked faces: each image is read once, and remembered."""
-        return check(
-            self.list_faces(), self.identity, self.val_share, self.holdout, self.split_seed, self.decoder, training=True
-        )
+        return check(self.list_faces(), self.identity, self.val_share, self.holdout, self.split_seed, self.decoder)
 
     @cached_property
     def datasets(self) -> dict[str, FaceDataset]:

@@ -61,7 +61,7 @@ def check(
     holdout: float = 0.0,
     split_seed: int = 0,
     decoder: Decoder = Decoder(),
-    training: bool = False,
+    training: bool = True,
 ) -> FaceSet:
     """Read every image once, leave out unreadable ones, assign identities, split them and look for leaks.
 

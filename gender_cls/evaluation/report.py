@@ -167,7 +167,7 @@ def main(arguments: list[str]) -> int:
         print("the data bring no split: this report is on the part that training holds out as val")
     decoder = Decoder(options["truncated"], options["max_pixels"])
     split = {"val_share": options["val_share"], "split_seed": options["split_seed"]}
-    faces = check(listed, options["identity"], **split, decoder=decoder)
+    faces = check(listed, options["identity"], **split, decoder=decoder, training=False)
     print(describe_data(faces))
     extractor = _extractor(predictor, given.get("features.dir"), decoder)
     network, val, workers = predictor.network, faces.splits["val"], os.cpu_count() or 1

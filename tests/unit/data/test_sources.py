@@ -219,7 +219,7 @@ def test_a_class_of_which_nothing_can_be_read(split: str, faces: Path) -> None:
     for n in range(30):  # one in 47 is below 5 %
         shutil.copy(min((faces / split / "male").iterdir()), faces / split / "male" / f"y{n}_0001.jpg")
     if split == "train":
-        refused("no-images", "there is no female image in train", check, folder(faces), PATTERN, training=True)
+        refused("no-images", "there is no female image in train", check, folder(faces), PATTERN)
     else:
         assert "there is no female image in val that can be read" in "\n".join(check(folder(faces), PATTERN).notes)
 
