@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gender_cls.errors import UserError
 from gender_cls.features import extractor
 from gender_cls.features.extractor import Extractor, FeatureOptions
 from gender_cls.features.store import DIGEST, Store
+from gender_cls.models.backbones import torch_backbone
 from gender_cls.models.network import GenderNet
 from gender_cls.transforms.decode import Decoder, content_digest
 from gender_cls.transforms.listing import list_images
@@ -363,3 +365,13 @@ def test_an_extraction_on_a_full_disk_is_one_line_and_leaves_no_shard(
     with pytest.raises(UserError, match="PytorchStreamWriter failed writing file"):
         how.compute(wanted(drawn))
     assert not shards(how.store.folder.parent)
+
+
+def test_what_a_worker_sends_needs_no_shared_memory(drawn: Path, network: GenderNet) -> None:
+    """Tensors of workers do: containers have little of it, and their sockets fail below a long TMPDIR."""
+    images, views = wanted(drawn), EvaluationViews(Preprocessing(size=32))
+    for build in (None, partial(torch_backbone, network.backbone, views.preprocessing, "fp32", torch.device("cpu"))):
+        blocks = extractor._Blocks([((0,), list(images)[:2])], images, views, Decoder(), build)
+        read, sent = blocks[0]
+        assert len(read) == len(sent) == 2
+        assert type(sent) is np.ndarray
