@@ -106,7 +106,7 @@ def folder(
     """
     root, classes = Path(user_path(root)), classes or class_names(None)
     if not root.is_dir():
-        way_out = "give the one that holds train/ and val/, or try experiment=demo"
+        way_out = "give the one that holds train/ and val/, or female/ and male/, or try experiment=demo"
         raise UserError("not-found", f"data.root={root}: no such folder; {way_out}")
     ignored: Counter[str] = Counter()
     if any((root / split).is_dir() for split in ("train", "val")):
@@ -116,6 +116,9 @@ def folder(
     else:
         splits = {UNSPLIT: _list_split(root, classes, ignored)}
         unused = _unused(root, classes)
+    for directory in (root, *(root / split for split in splits if split != UNSPLIT)):
+        if hidden := sum(entry.name.startswith(".") for entry in directory.iterdir()):
+            ignored["hidden"] += hidden
     more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
     notes = [f"not used, since no split or class claims it: {', '.join(unused[:SHOWN])}{more}"] if unused else []
     notes += [ignored_note(ignored)] if ignored else []

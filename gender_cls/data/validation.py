@@ -105,6 +105,9 @@ def check(
     lines = sorted(f"{split} {face.label} {face.digest}" for split, faces in good.items() for face in faces)
     fingerprint = hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
     if UNSPLIT in good:
+        notes.append(
+            f"the data bring no split: about {val_share:.0%} of the images, by identity, are val (data.val_share)"
+        )
         good = dict(zip(("train", "val"), split_identities(good[UNSPLIT], val_share, split_seed, "data.val_share")))
     if holdout != 0 and "dev" not in good:
         train, dev = split_identities(good["train"], holdout, split_seed, "data.holdout")

@@ -75,8 +75,11 @@ def train_command(overrides: Sequence[str]) -> str:
 
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raise a `UserError` for options of earlier versions and a missing sweeper, before Hydra does in its own words."""
+    chosen = any(override.startswith(("data=", "--config-dir", "-cd")) for override in overrides)
     for override in overrides:
         plain = override.lstrip("+~")
+        if plain.startswith("data.csv=") and not chosen:
+            raise UserError("conflict", f"{override} belongs to data=manifest; give data=manifest as well")
         key, _, values = plain.partition("=")
         for old, new in RENAMED.items():
             if key == old or key.startswith(f"{old}.") or old in [f"{key}={value}" for value in values.split(",")]:

@@ -103,11 +103,11 @@ class Decoder:
         keep = bool(image.info.get("truncated"))  # it was given before, and kept
         try:
             if keep and self.truncated == "refuse":
-                raise ImageError("image file is truncated")
+                raise OSError("image file is truncated")
             return self._decoded(image, keep)
         except OSError as error:  # of one that Pillow has not read to its end yet
             if self.truncated == "refuse":
-                raise ImageError(reason(error)) from error
+                raise ImageError(_way_out(reason(error))) from error
             image.info["truncated"] = True
             return self._decoded(image, keep=True)
 
@@ -221,4 +221,11 @@ def _reason(error: Exception, content: bytes) -> str:
         if not kind and (content[4:8] == b"ftyp" or content.startswith((b"II*\0", b"MM\0*"))):
             return "damaged, cut off, or of a kind that Pillow does not know"
         return f"not an image but {kind}" if kind else "not an image (no format that Pillow knows)"
-    return reason(error)
+    return _way_out(reason(error))
+
+
+def _way_out(said: str) -> str:
+    if "image file is truncated" not in said:
+        return said
+    plain = re.sub(r" \(\d+ bytes not processed\)", "", said)  # of a buffer, not of the file
+    return f"{plain}; truncated=keep (in training data.truncated=keep) takes what is there"

@@ -40,7 +40,8 @@ def test_no_such_root_by_the_real_command(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "error: data.root=nowhere: no such folder; give the one that holds train/ and val/, or try experiment=demo"
+        "error: data.root=nowhere: no such folder; "
+        "give the one that holds train/ and val/, or female/ and male/, or try experiment=demo"
     ]
 
 

@@ -211,10 +211,12 @@ def test_images_that_no_split_or_class_claims_are_named(faces: Path) -> None:
         (faces / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(image, faces / name)
     (faces / "readme.txt").touch()
+    (faces / ".hidden").mkdir()
     notes = "\n".join(folder(faces).notes)
     for name in ("stray.jpg", "train/stray.jpg", "val/odd", "test"):
         assert str(faces / name) in notes
     assert "readme" not in notes
+    assert "1 hidden" in notes
     (faces / "train" / "female" / "val").mkdir()
     with pytest.raises(UserError, match="the split comes first: val/female"):
         folder(faces)
@@ -253,6 +255,8 @@ def test_values_that_can_not_work_are_refused_before_training(train: Run, fails:
         "trainer.limit_predict_batches=0.5", "data.classes=[female,male]", "data.classes.female=0",
     ):  # fmt: skip
         assert fails(train, override).code == "bad-value"
+    failure = fails(script, "train.py", "data.csv=faces.csv", "experiment=robust")
+    assert "give data=manifest as well" in failure.line
     Path("file").touch()
     for override in ("run_dir=file", "hydra.run.dir=file", "hydra.sweep.dir=file/x"):
         assert fails(script, "train.py", "data.root=x", override).code in ("not-writable", "not-found")
