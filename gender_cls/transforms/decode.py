@@ -42,8 +42,8 @@ class Decoder:
     Attributes:
         truncated: refuse or keep: what becomes of a file that ends too early. What is there of one that is kept is
             decoded, and `info["truncated"]` of the image is true.
-        max_pixels: Number of pixels above which an image is refused. A JPEG, unless it is progressive, is decoded at
-            a smaller scale instead, which takes no more memory.
+        max_pixels: Number of pixels above which an image is refused. A JPEG of more than `MAX_PIXELS`, unless it is
+            progressive, is first decoded at a smaller scale, which takes no more memory.
 
     Raises:
         UserError: A value is out of its range.
