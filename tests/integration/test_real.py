@@ -64,7 +64,7 @@ def test_ctrl_c_leaves_the_last_whole_epoch(drawn: Path, tmp_path: Path) -> None
         said, warned = run.communicate(timeout=60)
     assert run.returncode == 1
     assert "Traceback" not in warned
-    again = shlex.split(next(line for line in said.splitlines() if line.startswith("python train.py")))
+    again = shlex.split(next(line for line in said.splitlines() if line.startswith(f"python {ROOT}/train.py")))
     done = subprocess.run(
         [sys.executable, ROOT / "train.py", *again[2:-1], "trainer.max_epochs=1001", "+trainer.max_time=00:00:00:01"]
         + [again[-1]],
