@@ -309,6 +309,7 @@ def test_a_dict_in_itself_is_no_state_dict(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "x.pth", "model.weights=x.pth")
 
 
+@pytest.mark.slow
 def test_a_limited_model_is_named_if_it_is_the_only_one(
     train: Run, fails: Fails, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,7 +33,7 @@ def remove_females(split: Path, how: str) -> None:
             image.save(split / "male" / f"more{n}_0001.png")
 
 
-@pytest.mark.parametrize("how", ["empty", "folder", "unreadable"])
+@pytest.mark.parametrize("how", [pytest.param("empty", marks=pytest.mark.slow), "folder", "unreadable"])
 def test_one_class_in_val_ends_in_metrics(
     how: str, faces: Path, train: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -217,6 +217,7 @@ def test_state_dicts_as_others_save_them(state: dict[str, torch.Tensor], train: 
     assert Predictor("wrapped.pth").network
 
 
+@pytest.mark.slow
 def test_weights_of_other_kinds_are_called_what_they_are(trained: Path, train: Run, fails: Fails, in_tmp: Path) -> None:
     module = torch.nn.Linear(2, 2)
     torch.jit.trace(module, torch.zeros(1, 2)).save("script.pth")
