@@ -20,7 +20,7 @@ from gender_cls.training.run import shown_path
 
 MODEL = "Binary_Classification_model.pth"
 SHORT = ("trainer.max_epochs=1", "data.holdout=0", "calibration=none", "model.weights=null", *TINY)
-NAMES = ("人脸 josé", "it's", "x (1), [2] a=b #c", "20240101")
+NAMES = ("人脸 josé it's", "x (1), [2] a=b #c", "20240101")
 MORE_PRECISIONS = ("32", "16-mixed", "bf16")
 MORE_NAMES = ("1e3", " blank ", "$HOME", "a\\b", 'say "hi"')
 
