@@ -49,10 +49,10 @@ def phone(faces: Path) -> Path:
 
 
 MORE_TABLES = ((",", "utf-8-sig"), ("\t", "utf-8"))
-SLOW_STARTS = [pytest.param(name, marks=pytest.mark.slow) for name in ("spawn", "forkserver")]
+SLOW_STARTS = [pytest.param(name, marks=pytest.mark.slow) for name in ("fork", "spawn", "forkserver")]
 
 
-@pytest.fixture(params=["fork", *SLOW_STARTS])
+@pytest.fixture(params=SLOW_STARTS)
 def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method(request.param, force=True)
