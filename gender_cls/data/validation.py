@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -86,16 +86,9 @@ def check(
         _check_training(splits)
     digests, reasons, kept = _read_all([face.path for faces in splits.values() for face in faces], decoder)
     good = {s: [replace(f, digest=digests[f.path]) for f in faces if f.path in digests] for s, faces in splits.items()}
-    for split, faces in splits.items():
-        bad = [face.path for face in faces if face.path in reasons]
-        if len(bad) > MAX_BAD_SHARE * len(faces):
-            for path in bad[:MAX_LISTED]:
-                log.warning("can't be read: %s: %s", printable(path), printable(reasons[path]))
-            share = f"{len(bad)} of {len(faces)} images in {split} can't be read, more than 5 %"
-            raise UserError("bad-data", f"{share}; repair or delete them, first {bad[0]}: {reasons[bad[0]]}")
-    notes = list(listed.notes)
-    if kept:
-        notes.append(f"{len(kept)} images are cut off or damaged; what is there is kept, first {kept[0]}")
+    _check_readable(splits, reasons)
+    cut_off = f"{len(kept)} images are cut off or damaged; what is there is kept, first {''.join(kept[:1])}"
+    notes = [*listed.notes, *([cut_off] if kept else [])]
     if training:
         _check_training(good)
     for split, faces in good.items():
@@ -105,14 +98,23 @@ def check(
     lines = sorted(f"{split} {face.label} {face.digest}" for split, faces in good.items() for face in faces)
     fingerprint = hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
     if UNSPLIT in good:
-        notes.append(
-            f"the data bring no split: about {val_share:.0%} of the images, by identity, are val (data.val_share)"
-        )
+        notes.append(f"no split is given: about {val_share:.0%} of the images, by identity, are val (data.val_share)")
         good = dict(zip(("train", "val"), split_identities(good[UNSPLIT], val_share, split_seed, "data.val_share")))
     if holdout != 0 and "dev" not in good:
         train, dev = split_identities(good["train"], holdout, split_seed, "data.holdout")
         good = {"train": train, "dev": dev, "val": good["val"]}
     return FaceSet(good, sorted(reasons.items()), notes + _leaks(good), fingerprint)
+
+
+def _check_readable(splits: Splits, reasons: Mapping[str, str]) -> None:
+    """Raise a `UserError` if too many images of a split can't be read, after listing them."""
+    for split, faces in splits.items():
+        bad = [face.path for face in faces if face.path in reasons]
+        if len(bad) > MAX_BAD_SHARE * len(faces):
+            for path in bad[:MAX_LISTED]:
+                log.warning("can't be read: %s: %s", printable(path), printable(reasons[path]))
+            share = f"{len(bad)} of {len(faces)} images in {split} can't be read, more than 5 %"
+            raise UserError("bad-data", f"{share}; repair or delete them, first {bad[0]}: {reasons[bad[0]]}")
 
 
 def _check_training(splits: Splits) -> None:
