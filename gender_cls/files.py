@@ -16,7 +16,7 @@ MAGIC = (
     (b"\x93NUMPY", "a NumPy file"),
     (b"\xd0\xcf\x11\xe0", "an old Office file"),
     (b"SQLite format", "an SQLite database"),
-    (b"BZh", "compressed by bzip2"),
+    (b"BZh91AY&SY", "compressed by bzip2"),  # not BZh alone, by which a list of paths may begin
     (b"\xfd7zXZ", "compressed by xz"),
     (b"\x80\x04\x95", "a Python pickle"),
     (b'{"', "JSON"),

@@ -79,10 +79,9 @@ class Report:
     def save(self, folder: Path) -> None:
         """Write the files, each whole or not at all, over those of an earlier report."""
         images = [(_png(image), caption) for image, caption in self.plots.values()]
+        page = render(relative_paths([self.model], ".")[0], self.about, self.metrics, images)
         contents = {
-            PAGE: render(relative_paths([self.model], ".")[0], self.about, self.metrics, images).encode(
-                errors="replace"
-            ),  # marks the folder
+            PAGE: page.encode(errors="replace"),  # marks the folder
             "predictions.csv": self.predictions.to_csv().encode(errors="surrogateescape"),
             "metrics.json": json.dumps({"about": self.about, **self.metrics}, indent=2).encode(),
             **{f"{name}.png": png for name, (png, _) in zip(self.plots, images)},

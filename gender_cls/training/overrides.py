@@ -75,7 +75,8 @@ def train_command(overrides: Sequence[str]) -> str:
 
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raise a `UserError` for options of earlier versions and a missing sweeper, before Hydra does in its own words."""
-    chosen = any(override.startswith(("data=", "--config-dir", "-cd")) for override in overrides)
+    choices = ("data=", "--config-", "-cd", "-cn")  # by which data=manifest is given, here or in a file
+    chosen = any(override.lstrip("+").startswith(choices) for override in overrides)
     for override in overrides:
         plain = override.lstrip("+~")
         if plain.startswith("data.csv=") and not chosen:

@@ -11,17 +11,14 @@ from PIL import Image
 SIGNATURE = 512  # bytes that tell what a file is
 HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}  # brands
 AVIF = {b"avif", b"avis"}  # which Pillow reads itself; its files may name the last two of HEIC as well
-TIFF_TAGS = (
-    (254, 0),
-    (258, (1,)),
-    (262, 1),
-    (284, 1),
-)  # NewSubfileType, BitsPerSample, Photometric, PlanarConfiguration
+# tags with their usual values: NewSubfileType, BitsPerSample, PhotometricInterpretation, PlanarConfiguration
+TIFF_TAGS = ((254, 0), (258, (1,)), (262, 1), (284, 1))
 SAMPLE_FORMAT = 339
+REFUSED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # that Pillow names without decoding, or by running a program
+
 _opening = threading.Lock()
 if hasattr(os, "register_at_fork"):  # else a process that is forked meanwhile would wait for ever
     os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
-REFUSED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # that Pillow names without decoding, or by running a program
 
 
 def is_heic(start: bytes) -> bool:
