@@ -23,7 +23,8 @@ import torch
 from gender_cls.data.base import FaceDataModule
 from gender_cls.data.sources import Face
 from gender_cls.data.validation import FaceSet
-from gender_cls.features.extractor import SHARD_IMAGES, Extractor, FeatureOptions
+from gender_cls.features.extractor import Extractor, FeatureOptions
+from gender_cls.features.filling import SHARD_IMAGES
 from gender_cls.features.store import DIGEST
 from gender_cls.training.module import GenderModule
 from gender_cls.transforms.views import CLEAN, EvaluationViews

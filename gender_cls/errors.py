@@ -1,5 +1,6 @@
 """The one exception that a user is meant to read, and the checks of values that raise it."""
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -56,10 +57,11 @@ def reason(error: Exception) -> str:
     return str(refused).lower() if refused else said[0] if said else type(error).__name__
 
 
-def check_extra(source: str, extra: str, *packages: str) -> None:
+def check_extra(source: str, extra: str, *packages: str, way_out: str = "") -> None:
     """Raise a `UserError` unless the packages of an extra, which `source` needs, are installed."""
     if not all(map(find_spec, packages)):
-        raise UserError("missing-package", f'{source} needs the extra `{extra}`: pip install -e ".[{extra}]"')
+        command = f'pip install -e ".[{extra}]"{way_out}'
+        raise UserError("missing-package", f"{source} needs the extra `{extra}`: {command}")
 
 
 def check_integer(key: str, value: object, least: int) -> None:
@@ -74,6 +76,13 @@ def check_share(key: str, value: object, *, zero: bool = False, one: bool = Fals
     if not number or not (0 < value < 1 or (zero and value == 0) or (one and value == 1)):  # type: ignore[operator]
         ends = f"{'from' if zero else 'above'} 0 {'to' if one else 'and below'} 1"
         raise UserError("bad-value", f"{key}={value}: give a number {ends}")
+
+
+def check_number(key: str, value: object, *, zero: bool = False) -> None:
+    """Raise a `UserError` unless `value` is a finite number above 0; `zero` allows 0."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not (0 < value < math.inf or (zero and value == 0)):  # type: ignore[operator]
+        raise UserError("bad-value", f"{key}={value}: give a number {'of at least' if zero else 'above'} 0")
 
 
 def check_choice(key: str, value: object, choices: Iterable[object]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from gender_cls.data.identities import IDENTITY
 from gender_cls.data.sampler import DrawSampler
 from gender_cls.data.sources import Listed, class_names
 from gender_cls.data.validation import FaceSet, check, check_split
-from gender_cls.errors import UserError, check_boolean, check_integer, check_regex
+from gender_cls.errors import UserError, check_boolean, check_extra, check_integer, check_regex
 from gender_cls.features.extractor import Extractor, FeatureOptions
+from gender_cls.features.landmarks import Landmarks, landmarks_of
+from gender_cls.features.store import DIGEST
 from gender_cls.inference.runtimes import one_torch_thread
 from gender_cls.labels import CLASSES
 from gender_cls.models.network import GenderNet
 from gender_cls.transforms.decode import MAX_PIXELS, Decoder
+from gender_cls.transforms.faces import NEEDED
 from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import CLEAN, Augmentation, EvaluationViews, RandomCorruption, TrainingViews
 
@@ -47,9 +51,7 @@ class FaceDataModule(pl.LightningDataModule):
         seed: Seed of the order of draws.
         size: Side of the network's input, in pixels.
         interpolation: Interpolation of the resize to it, by Pillow's name.
-        mean, std: Mean of each channel, in 0..1, that is subtracted, and standard deviation that is divided by.
-        crop: Share of each image's width and height, in the middle, that is kept.
-        median: Whether to take the median of 3 x 3 pixels before the resize.
+        mean, std, crop, median, faces, zoom, min_score: See `Preprocessing`.
         augment, corruption: Augmentation and corruption of training views.
         view_seed: Seed of what is random in training views.
         cached_views: Number of training views of each image whose features are stored; 0 for a new view at each draw.
@@ -82,6 +84,9 @@ class FaceDataModule(pl.LightningDataModule):
         std: Sequence[float] = (0.229, 0.224, 0.225),
         crop: float = 1.0,
         median: bool = False,
+        faces: str = "none",
+        zoom: float = 0.62,
+        min_score: float = 0.5,
         augment: Augmentation = Augmentation(),
         corruption: RandomCorruption = RandomCorruption(),
         view_seed: int = 0,
@@ -103,7 +108,9 @@ class FaceDataModule(pl.LightningDataModule):
         self.identity, self.val_share, self.holdout, self.split_seed = identity, val_share, holdout, split_seed
         self.batch_size, self.balanced_sampler, self.seed = batch_size, balanced_sampler, seed
         self.num_workers = torch.get_num_threads() if num_workers is None else num_workers
-        preprocessing = Preprocessing(size, crop, median, interpolation, mean, std)
+        if faces == "align":
+            check_extra("data.faces=align", "faces", *NEEDED, way_out=", or give data.faces=none")
+        preprocessing = Preprocessing(size, crop, median, interpolation, mean, std, faces, zoom, min_score)
         self.views = TrainingViews(preprocessing, augment, corruption, view_seed)
         self.augment, self.corruption, self.view_seed = augment, corruption, view_seed
         self.cached_views, self.feature_options, self.report_exclude = cached_views, features, report_exclude
@@ -123,10 +130,30 @@ class FaceDataModule(pl.LightningDataModule):
         return check(self.list_faces(), self.identity, self.val_share, self.holdout, self.split_seed, self.decoder)
 
     @cached_property
+    def landmarks(self) -> Landmarks | None:
+        """Landmarks of the face in each image, if faces are aligned; they are found once, and stored."""
+        found = landmarks_of(self.views.preprocessing, self.feature_options.dir, self.decoder)
+        if found:
+            images = {face.digest.encode(): face.path for faces in self.faces.splits.values() for face in faces}
+            found.compute(images, dict.fromkeys(images, (CLEAN,)), self.num_workers)
+        return found
+
+    def counts(self) -> list[dict[str, str | int]]:
+        """Count images and identities by split and class and, if faces are aligned, images with no or several faces."""
+        rows = self.faces.counts()
+        for row, (faces, label) in zip(rows, product(self.faces.splits.values(), range(len(CLASSES)))):
+            if self.landmarks:
+                digests = np.array([face.digest.encode() for face in faces if face.label == label], dtype=DIGEST)
+                found = self.landmarks.counts(digests, CLEAN)
+                row |= {"no face": int((found == 0).sum()), "several faces": int((found > 1).sum())}
+        return rows
+
+    @cached_property
     def datasets(self) -> dict[str, FaceDataset]:
         """Views of the faces, by split."""
         views, faces = {"train": self.views}, self.faces.splits.items()
-        evaluation = EvaluationViews(self.views.preprocessing)
+        self.views.find = self.landmarks
+        evaluation = EvaluationViews(self.views.preprocessing, self.landmarks)
         return {split: FaceDataset(some, views.get(split, evaluation), self.decoder) for split, some in faces}
 
     @property

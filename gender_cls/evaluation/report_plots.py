@@ -13,7 +13,7 @@ from gender_cls.evaluation import plots
 from gender_cls.evaluation.calibration import coverage
 from gender_cls.inference.draw import contact_sheet
 from gender_cls.transforms.corruptions import MAX_SIDE
-from gender_cls.transforms.views import CONDITIONS, MID_SEVERITY, REPORTED, corrupted
+from gender_cls.transforms.views import CONDITIONS, MID_SEVERITY, REPORTED, in_condition
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +71,7 @@ def _sheet(predictions: "Predictions", mistakes: Sequence[Mapping[str, Any]]) ->
         face = predictions.faces[row["row"]]
         number = CONDITIONS.index((row["condition"], MID_SEVERITY if row["condition"] != "clean" else 0))
         try:
-            image = corrupted(predictions.decoder.load(face.path), face.digest, number)
+            image = in_condition(predictions.decoder.load(face.path), face.digest, number)
         except ImageError:  # it was deleted in the meantime
             image = Image.new("RGB", (8, 8), "white")
         image.thumbnail((MAX_SIDE, MAX_SIDE))

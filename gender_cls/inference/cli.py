@@ -8,8 +8,11 @@
   python predict.py img=folder out=predictions.csv            a table; also .jsonl and .parquet
   python predict.py img=folder min_confidence=90 prior=0.8    unsure below 90 %; 80 % of the images are male
   python predict.py img=photo.jpg model=model.onnx            without torch; see python -m gender_cls.inference.export
+  python predict.py img=party.jpg cut=box                     each face, by a model trained on images of one face each
 
-Each image gets a line with its path, the label and the model's confidence in the label in % (50 to 100). The confidence
+Each image gets a line with its path, the label and the model's confidence in the label in % (50 to 100). A model that
+aligns faces finds those of an image, left to right; several get a line each, and an image without one gets `no face`.
+Other models take the whole image as one face. The confidence
 of a calibrated model is the share of such predictions that are right, among images with the share of male images that
 the line "model:" names. Everything after the first = is taken literally: brackets, commas, further = signs.
 
@@ -17,16 +20,21 @@ keys:
   img=PATH           an image, a folder, a pattern, @LIST or -; may be repeated. A list holds one path per line, or is a
                      CSV or Parquet file with a column `path`
   model=FILE         a Binary_Classification_model.pth, .safetensors or .onnx (default: the newest .pth below runs/)
-  out=FILE           write a table with path, label, confidence, p_male, error and note instead of lines; unfinished
-                     rows are kept beside it, and the same command continues a killed run
-  montage=FILE       also draw the first 60 images with their predictions, as PNG
+  out=FILE           write a table instead of lines, with path, label, confidence, p_male, error, note and the place
+                     of each face; unfinished rows are kept beside it, and the same command continues a killed run
+  montage=FILE       also draw the first 60 images with their faces and predictions, as PNG
+  faces=largest      all, the largest, or none: the image is one face (default: all if the model aligns faces). Needs
+                     the extra `faces`
+  cut=box            for models trained on whole images: cut each face as FACECOM's are (default: do not look for any)
+  min_face=24        longer side of the smallest face, in pixels; smaller ones get `too small`
+  min_score=0.5      how sure the detector must be of a face, above 0 and below 1 (default: as in training)
   min_confidence=90  label an image `unsure` if the confidence is below this, in %, 50 to 100 (default: never)
   prior=0.8          share of male images to predict for (default: the one of the calibration, usually 0.5)
   truncated=keep     predict also for files that are cut off, by what is there, with a note (default: refuse)
   max_pixels=N       largest image, in pixels (default: 100000000; a JPEG may be larger)
   precision=fp32     fp32 also for many images (default: auto, bf16 for 64 or more if the hardware computes with it)
 
-The exit code is 0 if every image got a prediction, else 1.
+The exit code is 0 if every image could be read, else 1.
 """
 
 import hashlib
@@ -42,13 +50,16 @@ from pathlib import Path
 from gender_cls.errors import ImageError, UserError, printable, writing
 from gender_cls.files import replacing, user_path
 from gender_cls.inference.arguments import command, parse_arguments, run_main
+from gender_cls.inference.cutting import MIN_FACE
 from gender_cls.inference.inputs import expand
 from gender_cls.inference.journal import Journal, Row, check_table
-from gender_cls.inference.predictor import CHUNK, Prediction, Predictor, newest_model
+from gender_cls.inference.prediction import Prediction
+from gender_cls.inference.predictor import CHUNK, Predictor, newest_model
 from gender_cls.transforms.decode import MAX_PIXELS
 from gender_cls.transforms.listing import ignored_note
 
-KEYS = ("img", "model", "out", "montage", "min_confidence", "prior", "truncated", "max_pixels", "precision")
+KEYS = ["img", "model", "out", "montage", "min_confidence", "prior", "truncated", "max_pixels", "precision"]
+KEYS += ["faces", "cut", "min_face", "min_score"]
 MONTAGE_IMAGES = 60
 
 
@@ -75,25 +86,41 @@ def main(arguments: list[str]) -> int:
     if threshold is not None and not 50 <= threshold <= 100:
         raise UserError("bad-value", f"min_confidence={options['min_confidence']}: give a number from 50 to 100, in %")
     _check_outputs(options, given["img"], paths)
-    model, precision = options.get("model") or newest_model(), options.get("precision", "auto")
-    truncated, max_pixels = options.get("truncated", "refuse"), _whole_number(options, "max_pixels")
-    predictor = Predictor(model, prior, precision, truncated=truncated, max_pixels=max_pixels)
+    model = options.get("model") or newest_model()
+    predictor = _predictor(model, options, prior)
+    predictor.cutter.check()
     print(f"model: {printable(model)}{predictor.note}", file=sys.stderr)
     started = time.monotonic()
     if "out" in options:
         with open(model, "rb") as file:
             key = hashlib.file_digest(file, "blake2b")
-        key.update(repr((predictor.facts, prior, threshold, precision, predictor.decoder)).encode())
+        made_by = (predictor.facts, prior, threshold, predictor.precision, predictor.decoder, predictor.cutter.facts())
+        key.update(repr(made_by).encode())
         journal = Journal(Path(options["out"]), key.hexdigest()[:12], paths, CHUNK)
         labels = _write_table(predictor, paths, journal, threshold or 0)
     else:
         labels = _print_lines(predictor.predict(paths), threshold or 0)
-    if len(paths) > 1:
+    if len(paths) > 1 or labels.total() > 1:
         counts = ", ".join(f"{count} {label or 'failed'}" for label, count in sorted(labels.items(), reverse=True))
-        print(f"{len(paths)} images in {time.monotonic() - started:.1f} s: {counts}", file=sys.stderr)
+        images = f"{len(paths)} image{'s' if len(paths) > 1 else ''}"
+        print(f"{images} in {time.monotonic() - started:.1f} s: {counts}", file=sys.stderr)
     if "montage" in options:
         _draw_montage(Path(options["montage"]), predictor, paths[:MONTAGE_IMAGES], threshold or 0)
     return 1 if labels[""] else 0
+
+
+def _predictor(model: str, options: dict[str, str], prior: float | None) -> Predictor:
+    return Predictor(
+        model,
+        prior,
+        options.get("precision", "auto"),
+        truncated=options.get("truncated", "refuse"),
+        max_pixels=_whole_number(options, "max_pixels", MAX_PIXELS),
+        faces=options.get("faces"),
+        cut=options.get("cut"),
+        min_face=_whole_number(options, "min_face", MIN_FACE),
+        min_score=_number(options, "min_score"),
+    )
 
 
 def _check_outputs(options: dict[str, str], inputs: Sequence[str], paths: Sequence[str]) -> None:
@@ -114,8 +141,8 @@ def _number(options: dict[str, str], key: str) -> float | None:
         raise UserError("bad-value", f"{key}={options[key]} is not a number; see {command('predict')} --help") from None
 
 
-def _whole_number(options: dict[str, str], key: str) -> int:
-    given = options.get(key, str(MAX_PIXELS))
+def _whole_number(options: dict[str, str], key: str, usual: int) -> int:
+    given = options.get(key, str(usual))
     if not given.isdecimal():
         raise UserError("bad-value", f"{key}={given}: give an integer of at least 1")
     return int(given)
@@ -136,7 +163,9 @@ def _line(prediction: Prediction, min_confidence: float) -> str:
         return f"error: {printable(prediction.error)}"
     label, confidence = _label(prediction, min_confidence), f"{_rounded_down(prediction.confidence, 1)} %"
     said = f"{label}  ({prediction.label} {confidence})" if label == "unsure" else f"{label}  {confidence}"
-    return f"{said}  ({prediction.note})" if prediction.note else said
+    said = prediction.instead or said
+    which = f"face {prediction.face} of {prediction.faces}  " if prediction.faces > 1 else ""
+    return f"{which}{said}  ({prediction.note})" if prediction.note else which + said
 
 
 def _print_lines(predictions: Iterator[Prediction], min_confidence: float) -> Counter[str]:
@@ -152,40 +181,61 @@ def _write_table(predictor: Predictor, paths: Sequence[str], journal: Journal, m
     from tqdm import tqdm
 
     def row(prediction: Prediction) -> Row:
-        failed = bool(prediction.error)
-        numbers = ("", "") if failed else (_rounded_down(prediction.confidence, 2), f"{prediction.p_male:.6f}")
-        return (prediction.path, _label(prediction, min_confidence), *numbers, prediction.error, prediction.note)
+        p_male, box, score = prediction.p_male, prediction.box, prediction.score
+        numbers = ("", "") if p_male is None else (_rounded_down(prediction.confidence, 2), f"{p_male:.6f}")
+        said = (*numbers, prediction.error, prediction.note, str(prediction.face or ""))
+        place = ("",) * 5 if box is None else (*(f"{length:.1f}" for length in box), f"{score:.3f}")
+        return (prediction.path, _label(prediction, min_confidence), *said, *place)
 
     if done := len(journal):
-        print(f"continuing after {done} rows of an earlier run", file=sys.stderr)
-    predictions = predictor.predict(paths[done:], total=len(paths))
+        print(f"continuing after {done} images of an earlier run", file=sys.stderr)
+    images = _by_image(predictor.predict(paths[done:], total=len(paths)))
     try:
         with tqdm(total=len(paths), initial=done, unit="image", disable=None, leave=False) as bar:
-            while chunk := list(islice(predictions, CHUNK)):
-                journal.write(map(row, chunk))
+            while chunk := list(islice(images, CHUNK)):
+                journal.write(row(prediction) for image in chunk for prediction in image)
                 bar.update(len(chunk))
-                for failed in (prediction for prediction in chunk if prediction.error):
+                for failed in (image[0] for image in chunk if image[0].error):
                     bar.write(f"{printable(failed.path)}  {_line(failed, min_confidence)}", file=sys.stderr)
         journal.finish()
     except KeyboardInterrupt:
-        print(f"\n{len(journal)} rows are kept; the same command continues from there", file=sys.stderr)
+        print(f"\nthe rows of {len(journal)} images are kept; the same command continues from there", file=sys.stderr)
         raise
     finally:
         journal.close()
     return journal.labels
 
 
+def _by_image(predictions: Iterator[Prediction]) -> Iterator[list[Prediction]]:
+    image: list[Prediction] = []
+    for prediction in predictions:
+        image.append(prediction)
+        if prediction.face == prediction.faces:
+            yield image
+            image = []
+
+
 def _draw_montage(file: Path, predictor: Predictor, paths: Sequence[str], min_confidence: float) -> None:
-    from gender_cls.inference.draw import TILE, contact_sheet
+    from gender_cls.inference.draw import TILE, contact_sheet, draw_boxes
 
     tiles = []
-    for prediction in predictor.predict(paths):
+    for predictions in _by_image(predictor.predict(paths)):
+        first = predictions[0]
         try:
-            image = predictor.decoder.load(prediction.path)
+            image = predictor.decoder.load(first.path)
         except ImageError:
             continue  # its error has been reported
-        image.thumbnail((TILE, TILE))  # sixty photos of full size may take all memory
-        tiles.append((image, f"{printable(Path(prediction.path).name)}\n{_line(prediction, min_confidence)}"))
+        scale = TILE / max(image.size)
+        boxes = [[scale * length for length in each.box] for each in predictions if each.box]
+        image = image.resize([max(1, round(scale * side)) for side in image.size], reducing_gap=3.0)
+        labels = [_label(each, min_confidence) for each in predictions]
+        counts = Counter(labels).items()
+        said = (
+            ", ".join(f"{count} {label}" for label, count in counts)
+            if len(labels) > 1
+            else _line(first, min_confidence)
+        )
+        tiles.append((draw_boxes(image, boxes, labels), f"{printable(Path(first.path).name)}\n{said}"))
     with writing(f"montage={file}"), replacing(file) as unfinished:
         contact_sheet(tiles).save(unfinished)
 

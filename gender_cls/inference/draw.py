@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 TILE = 256  # longer side of an image on the sheet, in pixels
 LETTERS = 34  # of a line above an image; longer ones are cut
+COLORS = {"female": "#e66100", "male": "#5d3a9b"}  # told apart by the color-blind; gray is anything else
 MARGIN, FONT_SIZE, LINE_HEIGHT = 14, 13, 17  # pixels
 
 
@@ -29,6 +30,14 @@ def contact_sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3) ->
         for column, cell in enumerate(row):
             sheet.paste(cell, (MARGIN + column * (TILE + MARGIN), top))
     return sheet
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[Sequence[float]], labels: Sequence[str]) -> Image.Image:
+    """Draw boxes (left, top, width and height in pixels) on an RGB image, in the color of their labels."""
+    draw = ImageDraw.Draw(image)
+    for (left, top, width, height), label in zip(boxes, labels):
+        draw.rectangle((left, top, left + width, top + height), outline=COLORS.get(label, "gray"), width=2)
+    return image
 
 
 def _cell(image: Image.Image, text: str) -> Image.Image:

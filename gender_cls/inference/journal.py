@@ -1,4 +1,7 @@
-"""The table of a prediction run: rows are kept as they come, and the file gets its name when it is complete."""
+"""The table of a prediction run: rows are kept as they come, and the file gets its name when it is complete.
+
+An image has a row or, where faces are looked for, one for each: its first row has no face number, or 1.
+"""
 
 import csv
 import glob
@@ -15,11 +18,13 @@ from filelock import FileLock, Timeout
 
 from gender_cls.errors import UserError, check_extra, reason
 
-COLUMNS = ("path", "label", "confidence", "p_male", "error", "note")
+COLUMNS = ("path", "label", "confidence", "p_male", "error", "note", "face", "x", "y", "width", "height", "score")
+NUMBERS = ("confidence", "p_male", "x", "y", "width", "height", "score")
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet takes a cell that starts so for a formula
 PARQUET_ROWS = 10_000  # written at once
-Row = tuple[str, str, str, str, str, str]  # as COLUMNS; numbers as text, empty after an error
+Row = tuple[str, ...]  # as COLUMNS; numbers as text, empty where there is none
+PATH, LABEL, ERROR, FACE = (COLUMNS.index(name) for name in ("path", "label", "error", "face"))
 
 
 def check_table(out: Path) -> None:
@@ -42,7 +47,7 @@ class Journal:
         out: Table to write: .csv, .jsonl or .parquet; see `check_table`.
         made_by: Hash of the model and of everything else that decides the rows.
         paths: Paths of the images, in order.
-        block: Number of rows that are computed together.
+        block: Number of images that are computed together.
 
     Attributes:
         labels: Number of rows of each label; the empty label counts the failures.
@@ -51,6 +56,7 @@ class Journal:
     def __init__(self, out: Path, made_by: str, paths: Sequence[str], block: int) -> None:
         self.out, self.paths = out, paths
         self.labels: Counter[str] = Counter()
+        self._images = 0
         self.file, self.new = (out.with_name(f"{out.name}.part-{made_by}{suffix}") for suffix in ("", ".new"))
         for other in out.parent.glob(f"{glob.escape(out.name)}.part-*"):
             if other.name.removesuffix(".new") != self.file.name:
@@ -69,14 +75,15 @@ class Journal:
                 raise
 
     def __len__(self) -> int:
-        return self.labels.total()
+        """Return the number of images that have their rows."""
+        return self._images
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Add rows."""
-        safe = [(safe_cell(path), label, *rest, safe_cell(error), note) for path, label, *rest, error, note in rows]
+        """Add all rows of some images."""
+        safe = [[safe_cell(cell) if at in (PATH, ERROR) else cell for at, cell in enumerate(row)] for row in rows]
         with self._failing(), _open(self.file, "a") as file:
             csv.writer(file).writerows(safe)
-        self.labels.update(row[1] for row in safe)  # only once they are written
+        self._count(safe)  # only once they are written
 
     def finish(self) -> None:
         """Write the complete table, in place of an earlier one."""
@@ -84,7 +91,7 @@ class Journal:
             if self.out.suffix == ".csv":
                 os.replace(self.file, self.out)
             else:
-                records = _records(zip(self.paths, self._read(), strict=True))
+                records = _records(self.paths, self._read())
                 (_write_jsonl if self.out.suffix == ".jsonl" else _write_parquet)(self.new, records)
                 os.replace(self.new, self.out)
                 self.file.unlink()
@@ -97,19 +104,26 @@ class Journal:
         with suppress(OSError):  # Windows does not delete what another run has just opened
             Path(self.lock.lock_file).unlink()
 
+    def _count(self, rows: Sequence[Sequence[str]]) -> None:
+        self.labels.update(row[LABEL] for row in rows)
+        self._images += sum(map(_is_first, rows))
+
     def _mismatch(self, file: Path, of: str) -> UserError:
         return UserError("resume-mismatch", f"out={self.out}: {file} holds unfinished rows of {of}, or delete the file")
 
     def _keep_rows(self, block: int) -> None:
-        rows = list(self._read())[:-1] if self.file.exists() else []  # the last may be torn
-        rows = list(takewhile(lambda row: len(row) == len(COLUMNS), rows))[: len(self.paths)]
-        if any(row[0] != safe_cell(path) for row, path in zip(rows, self.paths)):
+        rows = list(self._read()) if self.file.exists() else []
+        rows = list(takewhile(lambda row: len(row) == len(COLUMNS), rows))
+        starts = [at for at, row in enumerate(rows) if _is_first(row)]
+        starts = starts[: min(len(starts), len(self.paths) + 1)]
+        if any(rows[at][PATH] != safe_cell(path) for at, path in zip(starts[:-1], self.paths)):  # the last may be torn
             raise self._mismatch(self.file, "other images; give the same img=")
-        kept = rows[: len(rows) - len(rows) % block]
+        whole = max(0, len(starts) - 1)
+        kept = rows[: starts[whole - whole % block]] if starts else []
         with _open(self.new, "w") as file:
             csv.writer(file).writerows([COLUMNS, *kept])
         os.replace(self.new, self.file)
-        self.labels.update(row[1] for row in kept)
+        self._count(kept)
 
     def _read(self) -> Iterator[list[str]]:
         with _open(self.file, "r") as file, suppress(csv.Error):  # a row torn by a crash
@@ -120,7 +134,11 @@ class Journal:
         try:
             yield
         except OSError as error:
-            kept = f"; {len(self)} rows are kept, and the same command continues from there" if len(self) else ""
+            kept = (
+                f"; the rows of {len(self)} images are kept, and the same command continues from there"
+                if len(self)
+                else ""
+            )
             message = f"out={self.out}: {reason(error)}; give a file that can be written{kept}"
             raise UserError("not-writable", message) from error
 
@@ -134,11 +152,17 @@ def _open(file: Path, mode: str) -> IO[str]:
     return open(file, mode, newline="", encoding="utf-8", errors="surrogateescape")
 
 
-def _records(rows: Iterable[tuple[str, list[str]]]) -> Iterator[dict[str, str | float | None]]:
-    for path, (_, label, confidence, p_male, error, note) in rows:
-        numbers = {"confidence": float(confidence), "p_male": float(p_male)} if p_male else {}
-        said = {"error": error, "note": note}
-        yield {"path": path, "label": label, "confidence": None, "p_male": None, **numbers, **said}
+def _is_first(row: Sequence[str]) -> bool:
+    return row[FACE] in ("", "1")
+
+
+def _records(paths: Sequence[str], rows: Iterable[list[str]]) -> Iterator[dict[str, str | float | None]]:
+    images, path = iter(paths), ""
+    for row in rows:
+        path = next(images) if _is_first(row) else path
+        record: dict[str, str | float | None] = {**dict(zip(COLUMNS, row)), "path": path}
+        record |= {name: float(cell) if (cell := record[name]) else None for name in NUMBERS}
+        yield record | {"face": int(row[FACE]) if row[FACE] else None}
 
 
 def _write_jsonl(file: Path, records: Iterator[dict[str, str | float | None]]) -> None:
@@ -150,7 +174,7 @@ def _write_parquet(file: Path, records: Iterator[dict[str, str | float | None]])
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    kinds = {"confidence": pyarrow.float64(), "p_male": pyarrow.float64()}
+    kinds = {"face": pyarrow.int32(), **dict.fromkeys(NUMBERS, pyarrow.float64())}
     schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in COLUMNS])
     with ParquetWriter(file, schema) as writer:
         while chunk := list(islice(records, PARQUET_ROWS)):

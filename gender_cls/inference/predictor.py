@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -19,10 +19,13 @@ from PIL import Image
 from gender_cls.errors import ImageError, UserError, check_choice, check_integer, check_share, reason, unreadable
 from gender_cls.files import ONNX, file_kind, user_path
 from gender_cls.inference.arguments import command
+from gender_cls.inference.cutting import MIN_FACE, Cutter
+from gender_cls.inference.prediction import Prediction, of_cut, with_logits
 from gender_cls.inference.runtimes import OnnxRuntime, Run, TorchRuntime, invalid_facts
 from gender_cls.inference.values import as_read, is_one_image
 from gender_cls.labels import CLASSES
 from gender_cls.transforms.decode import MAX_PIXELS, Decoder
+from gender_cls.transforms.faces import Face
 from gender_cls.transforms.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -32,34 +35,9 @@ Decode = Callable[[Any], Image.Image]
 MODEL_NAME = "Binary_Classification_model.pth"
 FEW = 64  # fewer images are predicted at once, in fp32
 CHUNK = 16  # images that a thread decodes and predicts together
+BATCH = 64  # faces of them that go through the network at once
+ASKED = ("size", "interpolation", "mean", "std")  # of the preprocessing: what every model's JSON has
 CUT_OFF = "the file is cut off or damaged; what is there was decoded"
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """Prediction for one image.
-
-    Attributes:
-        path: Path as it was given; empty for an image given as an object.
-        p_male: Probability of male, 0 to 1; None after an error.
-        error: Reason why there is no prediction; empty if there is one.
-        note: Remark on a prediction of which not the whole image is the base; usually empty.
-    """
-
-    path: str
-    p_male: float | None = None
-    error: str = ""
-    note: str = ""
-
-    @property
-    def label(self) -> str:
-        """Label, `male` if p_male > 0.5, else `female`; empty after an error."""
-        return "" if self.p_male is None else CLASSES[self.p_male > 0.5]
-
-    @property
-    def confidence(self) -> float | None:
-        """Probability of the label in %, 50 to 100; None after an error."""
-        return None if self.p_male is None else 100 * max(self.p_male, 1 - self.p_male)
 
 
 class Predictor:
@@ -67,7 +45,7 @@ class Predictor:
 
         predictor = Predictor("Binary_Classification_model.pth")
         for prediction in predictor.predict(["photo.jpg", image, array]):
-            print(prediction.label, prediction.confidence)
+            print(prediction.label, prediction.confidence, prediction.box)
 
     Args:
         model: A `Binary_Classification_model.pth`, whose preprocessing is read from the JSON beside it, or else assumed
@@ -77,8 +55,10 @@ class Predictor:
             with it (probabilities differ by less than 0.01, mostly by less than 0.004).
         truncated: refuse or keep: whether a file that ends too early gets an error, or a prediction with a note.
         max_pixels: Number of pixels above which an image gets an error, see `Decoder`.
+        faces, cut, min_face, min_score: Which faces are predicted, and how they are cut, see `Cutter`.
 
     Attributes:
+        cutter: What finds and cuts faces.
         preprocessing: Preprocessing of the model.
         assumed_preprocessing: Whether there is no JSON, so that `preprocessing` is an assumption.
         facts: Content of the JSON; empty without one.
@@ -97,6 +77,10 @@ class Predictor:
         *,
         truncated: str = "refuse",
         max_pixels: int = MAX_PIXELS,
+        faces: str | None = None,
+        cut: str | None = None,
+        min_face: int = MIN_FACE,
+        min_score: float | None = None,
     ) -> None:
         if not isinstance(model, str | bytes | os.PathLike):
             raise UserError("bad-value", f"model={model!r}: give the path of a file")
@@ -115,6 +99,7 @@ class Predictor:
         self.assumed_preprocessing = self.runtime.facts is None
         self.facts: dict[str, Any] = self.runtime.facts or {}
         self.preprocessing, self.calibration = _read_facts(self.runtime.facts, self.runtime.facts_source)
+        self.cutter = Cutter(self.preprocessing, faces, cut, min_face, min_score, self.runtime.threads)
         self.shift = 0.0  # of the logit, from the prior of the calibration to another
         if prior is not None:
             check_share("prior", prior)
@@ -137,8 +122,20 @@ class Predictor:
             return self.runtime.network
         raise UserError("bad-model", f"{self.source} holds no torch network; give the .pth that it was exported from")
 
+    def find_faces(self, image: Any, channels: str = "rgb") -> list[Face]:
+        """Return the faces in one image, given as for `predict`, left to right, whatever `faces` and `min_face` say.
+
+        Raises:
+            ImageError: It is not an image.
+            UserError: The extra `faces` is not installed.
+        """
+        return self.cutter.detector.find_faces(self.decoder.convert(image, channels))
+
     def predict(self, images: Any, total: int = 0, channels: str = "rgb") -> Iterator[Prediction]:
-        """Return an iterator of a prediction for each image in order, with an error for what is not an image.
+        """Return an iterator of predictions in the order of the images, with an error for what is not an image.
+
+        An image has one prediction or, where faces are looked for, one for each, left to right; one without a face has
+        a prediction whose label is `no face`.
 
         Decoding and the network share the cores: with 64 images or more, torch computes with one thread per caller in
         the whole process. Of many images, 64 or about `CHUNK` for each core are held in memory. So an iterable is read
@@ -153,10 +150,11 @@ class Predictor:
             channels: Order of the channels of arrays and tensors: rgb or, as OpenCV reads, bgr.
 
         Raises:
-            UserError: `total` or `channels` is no such value.
+            UserError: `total` or `channels` is no such value, or the extra `faces` is needed and not installed.
         """
         check_integer("total", total, 0)
         check_choice("channels", channels, ("rgb", "bgr"))
+        self.cutter.check()
         return self._predict([images] if is_one_image(images) else images, total, channels)
 
     def _predict(self, images: Iterable[Any], total: int, channels: str) -> Iterator[Prediction]:
@@ -166,7 +164,7 @@ class Predictor:
         first = list(islice(remaining, FEW))
         count = max(total, len(images) if isinstance(images, Sequence) else len(first))
         if count < FEW:
-            yield from self._predict_chunk(self.runtime.few(self.preprocessing), decode, first)
+            yield from self._predict_chunk(self.runtime.few(self.preprocessing), decode, self.cutter, first)
         else:
             rest = chain(first, remaining)
             del first  # the images are not held longer than needed
@@ -176,11 +174,12 @@ class Predictor:
 
     def _predict_many(self, images: Iterator[Any], decode: Decode, count: int) -> Iterator[Prediction]:
         threads, many = self.runtime.threads, self.runtime.many(self.preprocessing, count, self.precision)
+        cutter = self.cutter.with_threads(1)
         with many as run, ThreadPoolExecutor(threads) as pool:
             waiting: deque[Future[list[Prediction]]] = deque()
             try:
                 while chunk := list(islice(images, CHUNK)):
-                    waiting.append(pool.submit(self._predict_chunk, run, decode, chunk))
+                    waiting.append(pool.submit(self._predict_chunk, run, decode, cutter, chunk))
                     if len(waiting) > threads + 1:
                         yield from waiting.popleft().result()
                 while waiting:
@@ -188,27 +187,33 @@ class Predictor:
             finally:  # also if the caller stops early
                 pool.shutdown(cancel_futures=True)
 
-    def _predict_chunk(self, run: Run, decode: Decode, images: Sequence[Any]) -> list[Prediction]:
-        pixels, predictions = [], []
+    def _predict_chunk(self, run: Run, decode: Decode, cutter: Cutter, images: Sequence[Any]) -> list[Prediction]:
+        pixels: list[np.ndarray] = []
+        logits: list[np.ndarray] = []
+        predictions: list[Prediction] = []
         for image in images:
             path = ""
             try:
                 path = os.fsdecode(image) if isinstance(image, str | os.PathLike) else ""
                 decoded = decode(image)
-                pixels.append(self.preprocessing.pixels(decoded))
-                predictions.append(Prediction(path, note=CUT_OFF if decoded.info.get("truncated") else ""))
+                note = CUT_OFF if decoded.info.get("truncated") else ""
+                cuts = list(cutter.cut(decoded))
+                predictions += [of_cut(cut, path, note) for cut in cuts]
+                pixels += [cut.pixels for cut in cuts if cut.pixels is not None]
+            except UserError:  # of the detector
+                raise
             except ImageError as error:
                 predictions.append(Prediction(path, error=str(error)))
             except MemoryError:
                 predictions.append(Prediction(path, error="too large for this machine's memory"))
             except Exception as error:  # of the path that an object gives
                 predictions.append(Prediction(path, error=f"not an image: {type(image).__name__} ({reason(error)})"))
+            while len(pixels) >= BATCH:
+                logits.append(run(np.stack(pixels[:BATCH])))
+                del pixels[:BATCH]
         if pixels:
-            logits = run(np.stack(pixels)).astype(float) + self.shift
-            with np.errstate(over="ignore"):
-                probabilities = iter((1 / (1 + np.exp(-logits))).tolist())
-            predictions = [each if each.error else _with_p_male(each, next(probabilities)) for each in predictions]
-        return predictions
+            logits.append(run(np.stack(pixels)))
+        return with_logits(predictions, logits, self.shift)
 
 
 def newest_model() -> str:
@@ -223,16 +228,12 @@ def newest_model() -> str:
     raise UserError("not-found", f"{found} below runs/; run `{command('train')}`, or give model=FILE")
 
 
-def _with_p_male(prediction: Prediction, p_male: float) -> Prediction:
-    error = "the output of the model is not a number"
-    return replace(prediction, error=error) if math.isnan(p_male) else replace(prediction, p_male=p_male)
-
-
 def _read_facts(facts: dict[str, Any] | None, source: str) -> tuple[Preprocessing, dict[str, float] | None]:
     if facts is None:
         return Preprocessing(), None
     try:
-        values = {"crop": 1.0, "median": False, **facts["preprocessing"]}  # older models have neither
+        usual = {field.name: field.default for field in fields(Preprocessing) if field.name not in ASKED}
+        values = {**usual, **facts["preprocessing"]}  # older models have not all of them
         preprocessing = Preprocessing(**{field.name: values[field.name] for field in fields(Preprocessing)})
         if list(facts.get("classes", CLASSES)) != list(CLASSES):
             raise ValueError(f"classes {facts['classes']}")

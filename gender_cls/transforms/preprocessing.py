@@ -1,13 +1,14 @@
 """From a decoded image to the network's input: the only place that resizes to the network's size and normalizes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from gender_cls.errors import UserError, check_boolean, check_choice, check_integer, check_share
+from gender_cls.errors import UserError, check_boolean, check_choice, check_integer, check_number, check_share
+from gender_cls.transforms.faces import align
 
 if TYPE_CHECKING:
     import torch  # prediction by ONNX does without
@@ -21,11 +22,15 @@ class Preprocessing:
 
     Attributes:
         size: Side of the square input, in pixels; the aspect ratio is not kept.
-        crop: Share of the image's width and height, around the center, that is kept before the resize, in (0, 1].
+        crop: Share of the image's width and height, around the center, that is kept before the resize, in (0, 1]; of
+            an image in which a face is looked for, only where there is none.
         median: Whether to take the median of 3 x 3 pixels before the resize, which removes grains and thin streaks.
         interpolation: Pillow's filter for the resize, which runs on 8-bit images with antialiasing.
         mean: Mean that is subtracted from each channel of RGB in 0..1.
         std: Standard deviation that each channel is then divided by.
+        faces: How a face is cut: align, by its landmarks, see `align`; or none, as the image was.
+        zoom: Share of the side that an aligned face takes, from the brows to the mouth, above 0; see `align`.
+        min_score: Least score of a face, see `CenterFace`.
     """
 
     size: int = 224
@@ -34,12 +39,18 @@ class Preprocessing:
     interpolation: str = "bilinear"
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
+    faces: str = "none"
+    zoom: float = 0.62
+    min_score: float = 0.5
 
     def __post_init__(self) -> None:
         check_integer("data.size", self.size, 1)
         check_share("data.crop", self.crop, one=True)
         check_boolean("data.median", self.median)
         check_choice("data.interpolation", self.interpolation, [member.name.lower() for member in Image.Resampling])
+        check_choice("data.faces", self.faces, ("align", "none"))
+        check_number("data.zoom", self.zoom)
+        check_share("data.min_score", self.min_score)
         object.__setattr__(self, "crop", float(self.crop))  # 1 and 1.0 name the same feature store
         for key in ("mean", "std"):
             value = getattr(self, key)
@@ -51,8 +62,21 @@ class Preprocessing:
                 raise UserError("bad-value", f"data.{key}={value}: give three numbers{', above 0' * (key == 'std')}")
             object.__setattr__(self, key, channels)
 
-    def pixels(self, image: Image.Image) -> np.ndarray:
-        """Return the RGB image at the network's size, uint8 (3, size, size)."""
+    def facts(self) -> dict[str, Any]:
+        """Return everything that decides how a view looks, for the names of stores."""
+        unused = () if self.faces == "align" else ("faces", "zoom", "min_score")  # as stores were named before
+        return {key: value for key, value in asdict(self).items() if key not in unused}
+
+    def pixels(self, image: Image.Image, landmarks: np.ndarray | None = None) -> np.ndarray:
+        """Return the RGB image at the network's size, uint8 (3, size, size).
+
+        Args:
+            image: The image.
+            landmarks: Landmarks of a face (5, 2), which is cut out by them, see `align`; None for the whole image.
+        """
+        if landmarks is not None:
+            aligned = align(image, landmarks, self.size, self.zoom, median_3x3 if self.median else None)
+            return np.ascontiguousarray(np.asarray(aligned).transpose(2, 0, 1))
         if self.crop < 1:
             sides = [max(1, round(self.crop * length)) for length in image.size]
             left, top = (round((length - side) / 2) for length, side in zip(image.size, sides))

@@ -336,6 +336,7 @@ def test_a_demo_is_not_drawn_over_something_else(train: Run, fails: Fails) -> No
 
 
 KEYS = "img=, model=, out=, montage=, min_confidence=, prior=, truncated=, max_pixels=, precision="
+KEYS += ", faces=, cut=, min_face=, min_score="
 
 
 @pytest.mark.parametrize(

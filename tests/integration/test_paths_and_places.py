@@ -177,7 +177,7 @@ def test_a_lock_is_released_before_it_is_removed(in_tmp: Path, monkeypatch: pyte
             unlink(self, missing_ok)
 
         monkeypatch.setattr(Path, "unlink", as_on_windows)
-        table.write([("a", "male", "51.00", "0.510000", "", "")])
+        table.write([("a", "male", "51.00", "0.510000", *[""] * 8)])
         table.finish()
         table.close()
         assert Path("o.csv").exists()

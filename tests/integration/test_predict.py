@@ -142,7 +142,8 @@ def test_folders_and_files_in_order(
     with open("o.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [*expected, "notes.txt", "gone.jpg"]
-    assert list(rows[0]) == ["path", "label", "confidence", "p_male", "error", "note"]
+    known = ["path", "label", "confidence", "p_male", "error", "note"]
+    assert list(rows[0]) == [*known, "face", "x", "y", "width", "height", "score"]
     for row in rows[:-2]:
         p_male = float(row["p_male"])
         assert row["label"] == ("male" if p_male > 0.5 else "female")
@@ -154,6 +155,7 @@ def test_folders_and_files_in_order(
         "p_male": "",
         "error": "no such file or directory",
         "note": "",
+        **dict.fromkeys(("face", "x", "y", "width", "height", "score"), ""),
     }
     assert not list(Path().glob("*.part"))
 

@@ -17,7 +17,7 @@ from conftest import ROOT
 
 from gender_cls.data.datasets import FeatureDataset
 from gender_cls.errors import UserError
-from gender_cls.features import extractor
+from gender_cls.features import filling
 from gender_cls.features.extractor import Extractor, FeatureOptions
 from gender_cls.features.store import DIGEST, Store
 from gender_cls.models.backbones import torch_backbone
@@ -63,7 +63,7 @@ Make = Callable[..., How]
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extractor, "SHARD_IMAGES", 10)
+    monkeypatch.setattr(filling, "SHARD_IMAGES", 10)
 
 
 @pytest.fixture(scope="module")
@@ -267,13 +267,13 @@ DRIVER = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{root!r}]
-from gender_cls.features import extractor, store
+from gender_cls.features import extractor, filling, store
 from gender_cls.models.network import GenderNet
 from gender_cls.transforms.decode import content_digest
 from gender_cls.transforms.listing import list_images
 from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import TrainingViews
-extractor.SHARD_IMAGES = 10
+filling.SHARD_IMAGES = 10
 {before}
 views = TrainingViews(Preprocessing(size=32))
 how = extractor.Extractor(GenderNet({weights!r}), extractor.FeatureOptions(sys.argv[1], precision="fp32"))
@@ -370,8 +370,11 @@ def test_an_extraction_on_a_full_disk_is_one_line_and_leaves_no_shard(
 def test_what_a_worker_sends_needs_no_shared_memory(drawn: Path, network: GenderNet) -> None:
     """Tensors of workers do: containers have little of it, and their sockets fail below a long TMPDIR."""
     images, views = wanted(drawn), EvaluationViews(Preprocessing(size=32))
-    for build in (None, partial(torch_backbone, network.backbone, views.preprocessing, "fp32", torch.device("cpu"))):
-        blocks = extractor._Blocks([((0,), list(images)[:2])], images, views, Decoder(), build)
+    cpu = torch.device("cpu")
+    build = partial(torch_backbone, network.backbone, views.preprocessing, "fp32", cpu)
+    work = filling.Work(views, build, Decoder(), cpu, torch.float16, "features of {} views")
+    for in_workers in (False, True):
+        blocks = filling._Blocks([((0,), list(images)[:2])], images, work, in_workers)
         read, sent = blocks[0]
         assert len(read) == len(sent) == 2
         assert type(sent) is np.ndarray

@@ -29,7 +29,7 @@ def test_tables_that_can_not_be_written(name: str, code: str, in_tmp: Path, monk
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_whole_blocks_of_an_interrupted_run_are_kept(suffix: str, in_tmp: Path) -> None:
     out, paths = Path(f"o{suffix}"), ["a", "b", "c", "d", "e"]
-    rows = [(path, "male", "51.00", "0.510000", "", "") for path in paths]
+    rows = [(path, "male", "51.00", "0.510000", *[""] * 8) for path in paths]
     first = journal.Journal(out, "hash", paths, 2)
     first.write(rows[:4])
     first.close()

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from gender_cls.errors import UserError
-from gender_cls.transforms.corruptions import CORRUPTIONS
+from gender_cls.transforms.corruptions import CORRUPTIONS, SEVERITIES
 from gender_cls.transforms.decode import Decoder
 from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import (
@@ -141,7 +141,7 @@ def test_twice_means_two_kinds() -> None:
     twice = [steps for steps in draws if len(steps) == 2]
     assert len(twice) / len(draws) == pytest.approx(0.5, abs=0.07)
     assert all(steps[0][0] != steps[1][0] for steps in twice)
-    assert {steps[0] for steps in draws} == set(CONDITIONS[1:])
+    assert {steps[0] for steps in draws} == {(name, severity) for name in CORRUPTIONS for severity in SEVERITIES}
 
 
 @pytest.mark.parametrize(
