@@ -10,6 +10,7 @@ COMMANDS = {
     "python train.py": "train, evaluate and save a model (gender-cls-train)",
     "python predict.py": "predict female or male for images (gender-cls-predict)",
     "python -m gender_cls.evaluation.report": "report of a model on clean and corrupted images",
+    "python -m gender_cls.evaluation.recalibrate": "a model's confidence for other people's faces",
     "python -m gender_cls.inference.export": "a model as ONNX or safetensors",
     "python -m gender_cls.features.store": "list or delete stored features",
 }
@@ -18,7 +19,7 @@ COMMANDS = {
 def main(arguments: list[str]) -> int:
     """Print them and return the exit code."""
     print("Commands, each with --help:")
-    print("\n".join(f"  {command:<40}{what}" for command, what in COMMANDS.items()))
+    print("\n".join(f"  {command:<45}{what}" for command, what in COMMANDS.items()))
     print(f"\nVersions:\n  {'python':<34}{platform.python_version()}, {platform.platform()}")
     for name in _packages():
         print(f"  {name:<34}{_version(name)}")

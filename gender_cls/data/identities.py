@@ -65,6 +65,15 @@ def fold_identities(faces: Sequence[Face], number: int, seed: int) -> list[int]:
     return [folds[face.identity] for face in faces]
 
 
+def count_identities(faces: Sequence[Face]) -> list[int]:
+    """Count the identities of each class; one with both labels counts where most of its images are, as in folds."""
+    labels: dict[str, list[int]] = defaultdict(list)
+    for face in faces:
+        labels[face.identity].append(face.label)
+    main = [median_low(found) for found in labels.values()]
+    return [main.count(label) for label in range(len(CLASSES))]
+
+
 def sample_identities(faces: Sequence[Face], number: int, key: str) -> list[Face]:
     """Return all faces or, of more than `number`, about that many: those of identities chosen by a hash of `key`."""
     if len(faces) <= number:

@@ -30,32 +30,23 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
-from gender_cls.data.identities import IDENTITY
-from gender_cls.data.sources import UNSPLIT, class_names, folder, manifest
-from gender_cls.data.validation import check
+from gender_cls.data.sources import UNSPLIT
 from gender_cls.errors import UserError, check_regex, printable, writing
+from gender_cls.evaluation.inputs import Inputs, read_arguments
 from gender_cls.evaluation.page import render
 from gender_cls.evaluation.reliability import measure_calibration
 from gender_cls.evaluation.report_plots import draw_all
 from gender_cls.evaluation.robustness import Predictions, measure, predict_conditions
-from gender_cls.evaluation.tables import corruption_report, describe_data
-from gender_cls.features.extractor import Extractor, FeatureOptions
-from gender_cls.files import relative_paths, replacing, user_path
-from gender_cls.inference.arguments import parse_arguments, run_main
-from gender_cls.inference.predictor import Predictor, newest_model
+from gender_cls.evaluation.tables import corruption_report
+from gender_cls.files import relative_paths, replacing
+from gender_cls.inference.arguments import run_main
 from gender_cls.models.zoo import describe_weights
-from gender_cls.transforms.decode import MAX_PIXELS, Decoder
 
 PAGE = "report.html"
 COMMAND = "python -m gender_cls.evaluation.report"
 KEYS = ("model", "data.root", "data.csv", "data.classes", "data.group", "data.report_exclude", "out", "features.dir")
-PATHS = ("model", "data.root", "data.csv", "out", "features.dir")
-USUAL = {"identity": IDENTITY, "val_share": 0.2, "split_seed": 0, "group": "group", "report_exclude": None}  # of data
-USUAL |= {"classes": None, "truncated": "refuse", "max_pixels": MAX_PIXELS}
 
 
 @dataclass
@@ -140,57 +131,27 @@ def main(arguments: list[str]) -> int:
     if not arguments or "-h" in arguments or "--help" in arguments:
         print(__doc__)
         return 0
-    given = {key: values[0] for key, values in parse_arguments(arguments, KEYS, (), COMMAND).items() if values}
-    if ("data.root" in given) == ("data.csv" in given):
-        raise UserError("conflict", f"give either data.root=DIR or data.csv=FILE; see {COMMAND} --help")
-    given |= {key: user_path(given[key]) for key in PATHS if key in given}
-    model = Path(given.get("model") or newest_model())
-    predictor = Predictor(model)
-    print(f"model: {printable(str(model))}{predictor.note}")
-    known = predictor.facts.get("report", {})
-    options = {**USUAL, "report_exclude": known.get("without"), **known}  # the older name of report_exclude
-    exclude = given.get("data.report_exclude", options["report_exclude"])
+    given = read_arguments(arguments, KEYS, COMMAND)
+    inputs = Inputs(given)
+    predictor, source = inputs.predictor, inputs.source
+    exclude = given.get("data.report_exclude", inputs.options["report_exclude"])
     exclude = None if exclude == "null" else exclude
     check_regex("data.report_exclude", exclude)
-    source = Path(given.get("data.root") or given["data.csv"])
-    out = Path(given.get("out") or model.parent / f"report_{source.resolve().stem}")
+    out = Path(given.get("out") or inputs.model.parent / f"report_{source.resolve().stem}")
     make_folder(out)
-    classes = class_names(_parse_classes(given["data.classes"]) if "data.classes" in given else options["classes"])
-    if "data.csv" in given:
-        listed = manifest(source, given.get("data.group", options["group"]), ("val",), classes)
-    elif "data.group" in given:
+    if "data.group" in given and "data.root" in given:
         raise UserError("conflict", "data.group= names a column of a table; give data.csv=FILE")
-    else:
-        listed = folder(source, ("train", "val") if (source / "train").is_dir() else ("val",), classes)
+    needed = ("train", "val") if (source / "train").is_dir() else ("val",)
+    listed = inputs.list_faces(needed, given.get("data.group", inputs.options["group"]))
     if UNSPLIT in listed.splits:
         print("the data bring no split: this report is on the part that training holds out as val")
-    decoder = Decoder(options["truncated"], options["max_pixels"])
-    split = {"val_share": options["val_share"], "split_seed": options["split_seed"]}
-    faces = check(listed, options["identity"], **split, decoder=decoder, training=False)
-    print(describe_data(faces))
-    extractor = _extractor(predictor, given.get("features.dir"), decoder)
-    network, val, workers = predictor.network, faces.splits["val"], os.cpu_count() or 1
-    predictions = predict_conditions(network, predictor.preprocessing, val, extractor, workers, source)
+    network, val, workers = predictor.network, inputs.check(listed).splits["val"], os.cpu_count() or 1
+    predictions = predict_conditions(network, predictor.preprocessing, val, inputs.extractor, workers, source)
     weights = predictor.facts.get("weights", {"name": "unknown"})["name"]
-    report = build(predictions, str(model), describe_source(source, weights), exclude, predictor.calibration)
+    report = build(predictions, str(inputs.model), describe_source(source, weights), exclude, predictor.calibration)
     report.save(out)
     print(f"\n{corruption_report(report.metrics)}\n{printable(str(out / PAGE))}")
     return 0
-
-
-def _parse_classes(given: str) -> dict[str, Any]:
-    try:
-        return dict(OmegaConf.to_container(OmegaConf.create(given)))  # type: ignore[arg-type]
-    except Exception as error:  # of a YAML parser
-        example = "{female: [f, woman], male: [m, man]}"
-        raise UserError("bad-value", f"data.classes={given}: give names by class, such as {example}") from error
-
-
-def _extractor(predictor: Predictor, folder: str | None, decoder: Decoder) -> Extractor:
-    known = predictor.facts.get("features", {})  # the options of the run that trained the model
-    options = {key: known[key] for key in ("precision", "dtype", "engine") if key in known}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Extractor(predictor.network, FeatureOptions(folder, **options), device, decoder)
 
 
 if __name__ == "__main__":

@@ -84,17 +84,34 @@ def predict_conditions(
         UserError: If none of the images can be read any more.
     """
     faces = sample_identities(faces, MAX_IMAGES, "report")
+    kept, logits = predict_faces(network, preprocessing, faces, extractor, num_workers, range(len(CONDITIONS)))
+    return Predictions(kept, logits, source, extractor.decoder)
+
+
+def predict_faces(
+    network: GenderNet,
+    preprocessing: Preprocessing,
+    faces: Sequence[Face],
+    extractor: Extractor,
+    num_workers: int,
+    conditions: Sequence[int],
+) -> tuple[list[Face], torch.Tensor]:
+    """Return the faces (N) that can still be read, and their logits (C, N) in C conditions, given by number.
+
+    Raises:
+        UserError: If none of the images can be read any more.
+    """
     images = {face.digest.encode(): face.path for face in faces}
-    wanted = dict.fromkeys(images, tuple(range(len(CONDITIONS))))
+    wanted = dict.fromkeys(images, tuple(conditions))
     store = extractor.compute(EvaluationViews(preprocessing), images, wanted, num_workers)
     digests = np.array([face.digest.encode() for face in faces])
-    places = np.stack([store.find(digests, column) for column in range(len(CONDITIONS))])
+    places = np.stack([store.find(digests, column) for column in conditions])
     stored = np.all(places >= 0, axis=0)
     if not stored.any():
-        raise UserError("no-images", "no image of val can be read any more; are the files still there?")
+        raise UserError("no-images", "none of the images can be read any more; are the files still there?")
     head = deepcopy(network.head).cpu()
     logits = torch.stack([logits_of(head, store, row) for row in places[:, stored]])
-    return Predictions([face for face, keep in zip(faces, stored) if keep], logits, source, extractor.decoder)
+    return [face for face, keep in zip(faces, stored) if keep], logits
 
 
 def logits_of(head: nn.Linear, store: Store, places: np.ndarray) -> torch.Tensor:

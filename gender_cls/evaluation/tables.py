@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from gender_cls.data.validation import FaceSet
 
 SHOWN = 20  # skipped images that are listed one by one
+SHORT = {"f1_macro": "macro-F1", "f1_female": "F1 female", "f1_male": "F1 male"}  # of a comparison
+SHORT |= {"recall_female": "recall female", "recall_male": "recall male", "auroc": "AUROC"}
+SHORT |= {"ece_debiased": "debiased ECE", "slope": "slope", "intercept": "intercept", "nll": "NLL"}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -94,6 +97,28 @@ def calibration_report(calibration: Mapping[str, Any]) -> str:
         f"p(male) at a prior of {calibration['prior']:.2g} (share of male images); slope and bias are fitted on "
         f"{calibration['images']} images of {calibration['identities']} identities ({where}), clean and with one "
         f"corruption each at severity {MID_SEVERITY}{note}"
+    )
+
+
+def recalibration_report(calibration: Mapping[str, Any]) -> str:
+    """Format the metrics before and after a recalibration, from the entry `calibration` of the new model's JSON."""
+    refit, note = calibration["refit"], ""
+    both = before, after = refit["before"], refit["after"]
+    header = (f"held out, {refit['folds']} folds", "before", "after")
+    rows = [[shown, *("" if row[name] is None else row[name] for row in both)] for name, shown in SHORT.items()]
+    if calibration["blind"]:
+        note = (
+            "\nnote: here the model is no better than chance, so every probability is now close to the prior; are the"
+        )
+        note += " labels swapped (data.classes)?"
+    elif after["nll"] >= before["nll"]:
+        note = "\nnote: held out, the new model is no better; keep the old one, or give more faces"
+    return (
+        f"{table(header, rows)}\n"
+        f"macro-F1 before {with_interval(before)}, after {with_interval(after)}; 95 % intervals from {RESAMPLES} "
+        f"bootstrap samples of {refit['identities']} identities; ECE, slope, intercept and NLL at a prior of "
+        f"{calibration['prior']:.2g} (share of male images)\n"
+        f"new logit = {refit['slope']:.3f} * old logit {refit['bias']:+.3f}, fitted on {refit['images']} images{note}"
     )
 
 

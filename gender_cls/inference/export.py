@@ -60,12 +60,17 @@ def save_model(folder: Path, network: GenderNet, preprocessing: Preprocessing, a
         "versions": versions,
         "git_commit": _git_commit(),
     }
+    write_model(path, network, facts, model_card(facts))
+    return path
+
+
+def write_model(path: Path, network: GenderNet, facts: Mapping[str, Any], card: str) -> None:
+    """Write a state dict and, beside it, the JSON of its facts and its model card, each whole or not at all."""
     with replacing(path) as unfinished:
         with open(unfinished, "wb") as file:  # given a path, torch would store its name in the file
             torch.save(network.plain_state(), file)
         write_json(path.with_suffix(".json"), facts)
-    write_text(path.with_suffix(".md"), model_card(facts))
-    return path
+    write_text(path.with_suffix(".md"), card)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

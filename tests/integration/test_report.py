@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.models import resnet18
 
 from gender_cls.data.sources import Face
-from gender_cls.evaluation import report
+from gender_cls.evaluation import inputs, report
 from gender_cls.evaluation.robustness import Predictions
 from gender_cls.inference.predictor import Predictor
 from gender_cls.transforms.corruptions import CORRUPTIONS
@@ -113,7 +113,7 @@ def test_the_command_gives_what_the_run_gave(
 def test_the_usual_choices_are_those_of_conf() -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         data = compose("train", ["data=manifest", "data.csv=x"]).data
-    assert {key: data[key] for key in report.USUAL} == report.USUAL
+    assert {key: data[key] for key in inputs.USUAL} == inputs.USUAL
 
 
 @pytest.mark.slow
