@@ -21,8 +21,8 @@ import pytorch_lightning as pl
 import torch
 
 from gender_cls.data.base import FaceDataModule
+from gender_cls.data.faceset import FaceSet
 from gender_cls.data.sources import Face
-from gender_cls.data.validation import FaceSet
 from gender_cls.features.extractor import Extractor, FeatureOptions
 from gender_cls.features.filling import SHARD_IMAGES
 from gender_cls.features.store import DIGEST

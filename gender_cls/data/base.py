@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,18 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from gender_cls.data.datasets import FaceDataset, FeatureDataset, collate
+from gender_cls.data.faceset import FaceSet
 from gender_cls.data.identities import IDENTITY
-from gender_cls.data.sampler import DrawSampler
+from gender_cls.data.sampler import DrawSampler, draw
 from gender_cls.data.sources import Listed, class_names
-from gender_cls.data.validation import FaceSet, check, check_split
-from gender_cls.errors import UserError, check_boolean, check_extra, check_integer, check_regex
+from gender_cls.data.validation import check, check_split
+from gender_cls.errors import check_boolean, check_integer, check_regex
 from gender_cls.features.extractor import Extractor, FeatureOptions
 from gender_cls.features.landmarks import Landmarks, landmarks_of
-from gender_cls.features.store import DIGEST
 from gender_cls.inference.runtimes import one_torch_thread
 from gender_cls.labels import CLASSES
 from gender_cls.models.network import GenderNet
 from gender_cls.transforms.decode import MAX_PIXELS, Decoder
-from gender_cls.transforms.faces import NEEDED
 from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import CLEAN, Augmentation, EvaluationViews, RandomCorruption, TrainingViews
 
@@ -42,16 +40,12 @@ class FaceDataModule(pl.LightningDataModule):
 
     Args:
         identity: Regular expression on file names without suffix, whose first group is the identity; None: each image.
-        val_share: Share of the images, by identity, that becomes val where the data bring no split.
-        holdout: Share of the training images, by identity, that becomes dev; 0 for none.
-        split_seed: Seed of who becomes val and dev.
+        val_share, holdout, split_seed: Who becomes val, where the data bring no split, and dev, see `check`.
         batch_size: Images in a training batch.
         num_workers: Processes that decode, augment and compute features; None: one a core. Results do not depend on it.
         balanced_sampler: Whether to draw both classes equally often, not each image once an epoch.
         seed: Seed of the order of draws.
-        size: Side of the network's input, in pixels.
-        interpolation: Interpolation of the resize to it, by Pillow's name.
-        mean, std, crop, median, faces, zoom, min_score: See `Preprocessing`.
+        size, interpolation, mean, std, crop, median, faces, zoom, min_score: See `Preprocessing`.
         augment, corruption: Augmentation and corruption of training views.
         view_seed: Seed of what is random in training views.
         cached_views: Number of training views of each image whose features are stored; 0 for a new view at each draw.
@@ -108,8 +102,6 @@ class FaceDataModule(pl.LightningDataModule):
         self.identity, self.val_share, self.holdout, self.split_seed = identity, val_share, holdout, split_seed
         self.batch_size, self.balanced_sampler, self.seed = batch_size, balanced_sampler, seed
         self.num_workers = torch.get_num_threads() if num_workers is None else num_workers
-        if faces == "align":
-            check_extra("data.faces=align", "faces", *NEEDED, way_out=", or give data.faces=none")
         preprocessing = Preprocessing(size, crop, median, interpolation, mean, std, faces, zoom, min_score)
         self.views = TrainingViews(preprocessing, augment, corruption, view_seed)
         self.augment, self.corruption, self.view_seed = augment, corruption, view_seed
@@ -138,23 +130,12 @@ class FaceDataModule(pl.LightningDataModule):
             found.compute(images, dict.fromkeys(images, (CLEAN,)), self.num_workers)
         return found
 
-    def counts(self) -> list[dict[str, str | int]]:
-        """Count images and identities by split and class and, if faces are aligned, images with no or several faces."""
-        rows = self.faces.counts()
-        for row, (faces, label) in zip(rows, product(self.faces.splits.values(), range(len(CLASSES)))):
-            if self.landmarks:
-                digests = np.array([face.digest.encode() for face in faces if face.label == label], dtype=DIGEST)
-                found = self.landmarks.counts(digests, CLEAN)
-                row |= {"no face": int((found == 0).sum()), "several faces": int((found > 1).sum())}
-        return rows
-
     @cached_property
     def datasets(self) -> dict[str, FaceDataset]:
         """Views of the faces, by split."""
-        views, faces = {"train": self.views}, self.faces.splits.items()
-        self.views.find = self.landmarks
+        self.views.find, faces = self.landmarks, self.faces.splits.items()
         evaluation = EvaluationViews(self.views.preprocessing, self.landmarks)
-        return {split: FaceDataset(some, views.get(split, evaluation), self.decoder) for split, some in faces}
+        return {s: FaceDataset(f, self.views if s == "train" else evaluation, self.decoder) for s, f in faces}
 
     @property
     def eval_splits(self) -> list[str]:
@@ -173,10 +154,7 @@ class FaceDataModule(pl.LightningDataModule):
 
     def make_sampler(self, chosen: np.ndarray, seed: int) -> DrawSampler:
         """Return a sampler of as many draws as there are training images (N), from those `chosen` (N, bool)."""
-        labels = self.datasets["train"].labels
-        counts = np.bincount(labels[chosen], minlength=len(CLASSES)).clip(1)
-        weights = 1 / counts[labels] if self.balanced_sampler else np.ones(len(labels))
-        return DrawSampler((weights * chosen).tolist(), seed, replacement=self.balanced_sampler)
+        return draw(self.datasets["train"].labels, chosen, seed, self.balanced_sampler)
 
     def extractor(self, network: GenderNet) -> Extractor:
         """Return what computes and stores the features of a network, on the trainer's device."""
@@ -192,10 +170,7 @@ class FaceDataModule(pl.LightningDataModule):
             self.features = {}
         if not isinstance(network, GenderNet):
             return
-        side, given = getattr(network.backbone, "image_size", None), self.augment.size
-        if side and {self.views.preprocessing.size, given or side} != {side}:  # a ViT
-            way_out = f"give data.size={side} data.augment.size=null"
-            raise UserError("conflict", f"a {network.backbone_name} takes {side} alone; {way_out}")
+        network.check_size(self.views.preprocessing.size, self.augment.size)
         if not self.caches(network):
             self.features = {}
             return
@@ -243,16 +218,14 @@ class FaceDataModule(pl.LightningDataModule):
 
     def settings(self, network: GenderNet) -> dict[str, Any]:
         """Return what decides splits, order, views and features, by configuration key, as plain values."""
-        caches = self.caches(network)
+        parts: Any = {"data": self.views.preprocessing, "data.augment": self.augment, "corruption": self.corruption}
         return {
             "data": self.faces.fingerprint,
             "seed": self.seed,
-            "cached_views": self.cached_views if caches else 0,
-            "features": self.extractor(network).how if caches else None,
+            "cached_views": self.cached_views if self.caches(network) else 0,
+            "features": self.extractor(network).how if self.caches(network) else None,
             **{f"data.{key}": getattr(self, key) for key in DECIDE_A_HEAD},
-            **{f"data.{key}": value for key, value in asdict(self.views.preprocessing).items()},
-            **{f"data.augment.{key}": value for key, value in asdict(self.augment).items()},
-            **{f"corruption.{key}": value for key, value in asdict(self.corruption).items()},
+            **{f"{group}.{key}": value for group, part in parts.items() for key, value in asdict(part).items()},
         }
 
     def report_settings(self) -> dict[str, Any]:

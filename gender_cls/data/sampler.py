@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import WeightedRandomSampler
 
+from gender_cls.labels import CLASSES
 from gender_cls.transforms.views import derive_seed
 
 
@@ -54,3 +55,10 @@ class DrawSampler(WeightedRandomSampler):
         while len(order) < len(self):
             order += super().__iter__()
         return order[: len(self)]
+
+
+def draw(labels: np.ndarray, chosen: np.ndarray, seed: int, balanced: bool) -> DrawSampler:
+    """Return a sampler of the images (N) with `chosen` (N, bool): both labels equally often, or each image once."""
+    counts = np.bincount(labels[chosen], minlength=len(CLASSES)).clip(1)
+    weights = 1 / counts[labels] if balanced else np.ones(len(labels))
+    return DrawSampler((weights * chosen).tolist(), seed, replacement=balanced)

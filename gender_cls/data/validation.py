@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import chain, combinations, islice
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from gender_cls.data.faceset import FaceSet
 from gender_cls.data.identities import assign_identities, compile_pattern, split_identities
 from gender_cls.data.sources import UNSPLIT, Face, Listed, Splits
 from gender_cls.errors import ImageError, UserError, check_integer, check_share, printable, reason
@@ -26,32 +27,6 @@ MAX_BAD_SHARE = 0.05
 MAX_LISTED = 1000  # unreadable images that are listed before the run ends
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FaceSet:
-    """Checked faces.
-
-    Attributes:
-        splits: Faces by split: train, dev (if identities were held out) and val.
-        skipped: Path and reason of each image that was left out.
-        notes: Warnings about the data that affect the metrics.
-        fingerprint: Hash of the splits, labels and image contents as given; it does not depend on the place.
-    """
-
-    splits: Splits
-    skipped: list[tuple[str, str]]
-    notes: list[str]
-    fingerprint: str
-
-    def counts(self) -> list[dict[str, str | int]]:
-        """Count images and identities by split and class."""
-        rows: list[dict[str, str | int]] = []
-        for split, faces in self.splits.items():
-            for label, name in enumerate(CLASSES):
-                who = [face.identity for face in faces if face.label == label]
-                rows.append({"split": split, "class": name, "images": len(who), "identities": len(set(who))})
-        return rows
 
 
 def check(

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from gender_cls.data.faceset import FaceSet
 from gender_cls.data.identities import IDENTITY
 from gender_cls.data.sources import Listed, class_names, folder, manifest
-from gender_cls.data.validation import FaceSet, check
+from gender_cls.data.validation import check
 from gender_cls.errors import UserError, printable
 from gender_cls.evaluation.tables import describe_data
 from gender_cls.features.extractor import Extractor, FeatureOptions

@@ -57,6 +57,22 @@ def plot_severity(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     return figure
 
 
+def plot_framing(frames: Mapping[float, Mapping[str, Any]]) -> "Figure":
+    """Plot macro-F1 with its interval, and the recall of each class, by frame."""
+    figure = _new(WIDTH, 3.6)
+    (ax,) = _axes(figure, 1, 1)
+    low, high = np.array([row["f1_macro_ci95"] for row in frames.values()]).T
+    ax.fill_between(list(frames), low, high, alpha=0.2, color="tab:blue", linewidth=0, label="95 % interval")
+    ax.plot(list(frames), [row["f1_macro"] for row in frames.values()], "o-", color="tab:blue", label="macro-F1")
+    for class_name, color in COLORS.items():
+        recall = [row[f"recall_{class_name}"] for row in frames.values()]
+        ax.plot(list(frames), recall, "--", color=color, label=f"recall {class_name}", lw=1)
+    ax.set(xlabel="side of the frame, as a share of the image's", ylim=(0, 1), xticks=list(frames))
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8, loc="lower left")
+    return figure
+
+
 def plot_roc(sets: Mapping[str, torch.Tensor], labels: torch.Tensor) -> "Figure":
     """Plot the ROC curve of the probabilities of male (N) in each set."""
     figure, ax = _curves({name: binary_roc(probabilities, labels) for name, probabilities in sets.items()})

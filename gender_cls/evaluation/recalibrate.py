@@ -37,9 +37,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from gender_cls.data.faceset import FaceSet
 from gender_cls.data.identities import count_identities, fold_identities
 from gender_cls.data.sources import SPLITS, Face, Listed
-from gender_cls.data.validation import FaceSet
 from gender_cls.errors import UserError, check_share, printable, writing
 from gender_cls.evaluation.calibration import calibration_metrics, fit, fold, is_blind, log_odds
 from gender_cls.evaluation.inputs import Inputs, read_arguments

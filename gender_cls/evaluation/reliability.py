@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from gender_cls.evaluation.calibration import bins, calibration_metrics, class_weights, coverage, draw_labels, log_odds
-from gender_cls.transforms.views import REPORTED
+from gender_cls.transforms.views import IN_FRAME, REPORTED
 
 ERROR_RATES = (0.01, 0.02, 0.05)  # whose coverage is reported
 DRAWS = 1000  # draws of labels for the intervals of the bins
@@ -27,11 +27,13 @@ def measure_calibration(
     Returns:
         `prior`; `model` and `uncalibrated` (None for a model that is not calibrated): the calibration metrics of each
         condition and, except for slope and intercept, their means over corruptions. The uncalibrated logit is moved by
-        the prior's log-odds. `bins` and `coverage` of each condition. None if only one label is present.
+        the prior's log-odds. `framing`: those of the model in each frame. `bins` and `coverage` of each condition. None
+        if only one label is present.
     """
     if len(set(labels.tolist())) < 2:
         return None
     prior = float(calibration["prior"]) if calibration else 0.5
+    frames = {s: calibration_metrics(logits[number], labels, prior) for s, number in IN_FRAME.items()}
     logits = logits[list(REPORTED.values())].double()
     before = (logits - calibration["bias"]) / calibration["slope"] + log_odds(prior) if calibration else None
     rows, coverages = {}, {}
@@ -43,6 +45,7 @@ def measure_calibration(
         "prior": prior,
         "model": _metrics(logits, labels, prior),
         "uncalibrated": None if before is None else _metrics(before, labels, prior),
+        "framing": frames,
         "bins": rows,
         "coverage": coverages,
     }

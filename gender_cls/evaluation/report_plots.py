@@ -46,6 +46,8 @@ def _figures(predictions: "Predictions", metrics: Mapping[str, Any]) -> dict[str
     both = clean["f1_macro"] is not None  # labels
     if both:
         figures["severity"] = plots.plot_severity(by_severity), "F1 by severity of the corruption"
+        caption = "Macro-F1 and the recall of each class by the frame around the face, as a share of the image's sides"
+        figures["framing"] = plots.plot_framing(metrics["framing"]), caption
     caption = f"Confusion matrices (counts, and % of the label), {WHERE}"
     figures["confusion"] = plots.plot_confusion(reported), caption
     if both:

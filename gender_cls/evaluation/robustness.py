@@ -18,6 +18,7 @@ from gender_cls.data.sources import Face
 from gender_cls.errors import UserError
 from gender_cls.evaluation.metrics import Evaluation
 from gender_cls.features.extractor import Extractor
+from gender_cls.features.landmarks import landmarks_of
 from gender_cls.features.store import Store
 from gender_cls.files import relative_paths
 from gender_cls.inference.journal import safe_cell
@@ -26,7 +27,7 @@ from gender_cls.models.network import GenderNet
 from gender_cls.transforms.corruptions import CORRUPTIONS, SEVERITIES
 from gender_cls.transforms.decode import Decoder
 from gender_cls.transforms.preprocessing import Preprocessing
-from gender_cls.transforms.views import CLEAN, CONDITIONS, MID_SEVERITY, REPORTED, EvaluationViews
+from gender_cls.transforms.views import CLEAN, CONDITIONS, IN_FRAME, MID_SEVERITY, REPORTED
 
 MAX_IMAGES = 5000  # images of val predicted in every condition: 180,000 passes, half an hour on two cores
 MIN_GROUP_IDENTITIES = 10
@@ -43,12 +44,15 @@ class Predictions:
         logits: Logits (len(CONDITIONS), N).
         source: Folder or table of the data, whose folder paths are given relative to.
         decoder: How images are decoded.
+        found: Whether a face was found (len(CONDITIONS), N); None if none was looked for. Where none was, the middle of
+            the image was predicted.
     """
 
     faces: list[Face]
     logits: torch.Tensor
     source: Path = Path()
     decoder: Decoder = field(default_factory=Decoder)
+    found: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.paths = relative_paths([face.path for face in self.faces], self.source)
@@ -85,7 +89,10 @@ def predict_conditions(
     """
     faces = sample_identities(faces, MAX_IMAGES, "report")
     kept, logits = predict_faces(network, preprocessing, faces, extractor, num_workers, range(len(CONDITIONS)))
-    return Predictions(kept, logits, source, extractor.decoder)
+    find = landmarks_of(preprocessing, extractor.folder, extractor.decoder)
+    digests = np.array([face.digest.encode() for face in kept])
+    counts = [find.counts(digests, number) for number in range(len(CONDITIONS))] if find else []
+    return Predictions(kept, logits, source, extractor.decoder, np.stack(counts) > 0 if find else None)
 
 
 def predict_faces(
@@ -103,7 +110,7 @@ def predict_faces(
     """
     images = {face.digest.encode(): face.path for face in faces}
     wanted = dict.fromkeys(images, tuple(conditions))
-    store = extractor.compute(EvaluationViews(preprocessing), images, wanted, num_workers)
+    store = extractor.evaluate(preprocessing, images, wanted, num_workers)
     digests = np.array([face.digest.encode() for face in faces])
     places = np.stack([store.find(digests, column) for column in conditions])
     stored = np.all(places >= 0, axis=0)
@@ -134,6 +141,9 @@ def measure(predictions: Predictions, exclude: str | None = None) -> dict[str, A
             name: {s: evaluation.metrics(places[s][at]) for s in SEVERITIES} for at, name in enumerate(CORRUPTIONS)
         },
         "mean_over_corruptions": {s: evaluation.metrics(*places[s]) for s in SEVERITIES},
+        "framing": {share: evaluation.metrics(number) for share, number in IN_FRAME.items()},
+        "mean_over_frames": evaluation.metrics(*IN_FRAME.values()),
+        "faces_found": count_found(predictions),
         "mistakes": mistakes(predictions, [CLEAN]),
         "mistakes_corrupted": mistakes(predictions, places[MID_SEVERITY]),
         "slices": slices if len(groups) > 1 else [],
@@ -144,6 +154,16 @@ def measure(predictions: Predictions, exclude: str | None = None) -> dict[str, A
         if any(kept) and not all(kept):
             metrics["slices"].append(measure_slice(predictions, f"without {exclude}", kept))
     return metrics
+
+
+def count_found(predictions: Predictions) -> dict[str, Any] | None:
+    """Count the images in which a face was found, clean, by corruption and severity, and by frame; None as `found`."""
+    if predictions.found is None:
+        return None
+    counts = dict(zip(CONDITIONS, predictions.found.sum(1).tolist()))
+    corrupted = {name: {s: counts[name, s] for s in SEVERITIES} for name in CORRUPTIONS}
+    frames = {share: counts[CONDITIONS[number]] for share, number in IN_FRAME.items()}
+    return {"clean": counts["clean", 0], "corrupted": corrupted, "framing": frames}
 
 
 def measure_slice(predictions: Predictions, name: str, chosen: list[bool]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from gender_cls.labels import CLASSES
 from gender_cls.transforms.views import MID_SEVERITY
 
 if TYPE_CHECKING:
-    from gender_cls.data.validation import FaceSet
+    from gender_cls.data.faceset import FaceSet
+    from gender_cls.features.landmarks import Landmarks
 
 SHOWN = 20  # skipped images that are listed one by one
 SHORT = {"f1_macro": "macro-F1", "f1_female": "F1 female", "f1_male": "F1 male"}  # of a comparison
@@ -38,15 +39,18 @@ def with_interval(metrics: Mapping[str, Any], name: str = "f1_macro") -> str:
     return f"{metrics[name]:.3f} ({low:.3f} to {high:.3f})"
 
 
-def describe_data(faces: "FaceSet") -> str:
+def describe_data(faces: "FaceSet", landmarks: "Landmarks | None" = None) -> str:
     """Summarize the data: counts by split and class, skipped images and notes."""
-    counts = faces.counts()
+    counts = faces.counts(landmarks)
     lines = [table(list(counts[0]), [list(row.values()) for row in counts])]
     lines.append(f"female = 0, male = 1; skipped {len(faces.skipped)}; data fingerprint {faces.fingerprint}")
     lines += [printable(f"skipped {path}: {reason}") for path, reason in faces.skipped[:SHOWN]]
     if len(faces.skipped) > SHOWN:
         lines.append(f"... and {len(faces.skipped) - SHOWN} more, all listed in metrics.json")
-    return "\n".join(lines + [printable(f"note: {note}") for note in faces.notes])
+    notes = list(faces.notes)
+    if without := sum(int(row.get("no face", 0)) for row in counts):
+        notes.append(f"no face is found in {without} images, whose middle is taken")
+    return "\n".join(lines + [printable(f"note: {note}") for note in notes])
 
 
 def classification_report(split: str, metrics: Mapping[str, Any]) -> str:
@@ -129,6 +133,14 @@ def corruption_report(metrics: Mapping[str, Any]) -> str:
         return "no macro-F1: all images have the same label"
     header = ("macro-F1 at severity", *map(str, metrics["mean_over_corruptions"]))
     body = table(header, [[name, *(values["f1_macro"] for values in row.values())] for name, row in rows.items()])
+    frames = [["macro-F1", *(values["f1_macro"] for values in metrics["framing"].values())]]
+    if found := metrics["faces_found"]:
+        frames.append(["faces found", *found["framing"].values()])
+        missed = {name: metrics["clean"]["images"] - row[MID_SEVERITY] for name, row in found["corrupted"].items()}
+        said = ", ".join(f"{number} {name}" for name, number in missed.items() if number)
+        body += f"\nno face is found in {metrics['clean']['images'] - found['clean']} clean images and, at severity "
+        body += f"{MID_SEVERITY}, in {said or 'none'}; the middle of those is predicted"
+    body += f"\n\n{table(('frame, of the sides', *map(str, metrics['framing'])), frames)}\n"
     return (
         f"{body}\nmacro-F1 clean {with_interval(metrics['clean'])}, mean over corruptions at severity {MID_SEVERITY} "
         f"{with_interval(metrics['mean_over_corruptions'][MID_SEVERITY])}"

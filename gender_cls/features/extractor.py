@@ -8,12 +8,14 @@ import torch
 
 from gender_cls.errors import check_choice, check_extra
 from gender_cls.features.filling import Wanted, Work, complete
+from gender_cls.features.landmarks import landmarks_of
 from gender_cls.features.store import Store
 from gender_cls.files import cache_folder
 from gender_cls.models.backbones import best_precision, openvino_backbone, torch_backbone
 from gender_cls.models.network import GenderNet
 from gender_cls.transforms.decode import Decoder
-from gender_cls.transforms.views import Views
+from gender_cls.transforms.preprocessing import Preprocessing
+from gender_cls.transforms.views import EvaluationViews, Views
 
 VERSION = 2  # to be raised when equal facts come to mean other features
 
@@ -80,6 +82,15 @@ class Extractor:
     def store(self, views: Views) -> Store:
         """Return the store of the features of these views, or raise a `UserError` as `Store` does."""
         return Store(self.folder, {"backbone": self.network.backbone_hash(), **views.facts, **self.how})
+
+    def evaluate(
+        self, preprocessing: Preprocessing, images: dict[bytes, str], wanted: Wanted, num_workers: int = 0
+    ) -> Store:
+        """Find the faces of images in conditions, if they are wanted, and `compute` the `EvaluationViews` of them."""
+        find = landmarks_of(preprocessing, self.folder, self.decoder)
+        if find:
+            find.compute(images, wanted, num_workers)
+        return self.compute(EvaluationViews(preprocessing, find), images, wanted, num_workers)
 
     def compute(self, views: Views, images: dict[bytes, str], wanted: Wanted, num_workers: int = 0) -> Store:
         """Return the store of these views, after computing the features that are wanted and not stored yet.

@@ -58,6 +58,13 @@ class GenderNet(nn.Module):
         """Return logits (N), positive for male, of normalized images (N, 3, H, W) or of their features (N, F)."""
         return self.head(inputs if inputs.ndim == 2 else self.features(inputs)).squeeze(1)
 
+    def check_size(self, size: int, training_size: int | None) -> None:
+        """Raise a `UserError` if the backbone is for images of another side, in pixels, as a ViT is."""
+        side = getattr(self.backbone, "image_size", None)
+        if side and {size, training_size or side} != {side}:
+            way_out = f"give data.size={side} data.augment.size=null"
+            raise UserError("conflict", f"a {self.backbone_name} takes {side} alone; {way_out}")
+
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the features (N, F) of normalized images (N, 3, H, W)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable != "head"):

@@ -28,7 +28,7 @@ from gender_cls.models.network import GenderNet
 from gender_cls.training.module import GenderModule
 from gender_cls.training.schedules import make_optimizer
 from gender_cls.transforms.corruptions import CORRUPTIONS
-from gender_cls.transforms.views import CLEAN, CONDITIONS, MID_SEVERITY, EvaluationViews, derive_seed
+from gender_cls.transforms.views import CLEAN, CONDITIONS, MID_SEVERITY, derive_seed
 
 FOLDS = 5
 MAX_IMAGES = 20_000  # two numbers are fitted on them
@@ -67,8 +67,8 @@ class HeldOut:
         digests = np.array([face.digest.encode() for face in faces])
         conditions = np.array([_condition(face.digest) for face in faces])
         wanted = {digest: (CLEAN, condition) for digest, condition in zip(digests.tolist(), conditions.tolist())}
-        views = EvaluationViews(data.views.preprocessing)
-        self.store = data.extractor(self.network).compute(views, images, wanted, data.num_workers)
+        extractor = data.extractor(self.network)
+        self.store = extractor.evaluate(data.views.preprocessing, images, wanted, data.num_workers)
         places = np.stack([self.store.find(digests, CLEAN), np.full(len(faces), -1)])
         for condition in set(conditions.tolist()):
             places[1, conditions == condition] = self.store.find(digests[conditions == condition], condition)

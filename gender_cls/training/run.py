@@ -75,7 +75,7 @@ def _train(cfg: DictConfig) -> dict[str, Any]:
     name = f"{run.data.eval_splits[0]}/f1_macro"
     faces = run.data.faces
     skipped = relative_paths([path for path, _ in faces.skipped], run.data.source)
-    facts = {"fingerprint": faces.fingerprint, "counts": faces.counts()}
+    facts = {"fingerprint": faces.fingerprint, "counts": faces.counts(run.data.landmarks)}
     facts["skipped"] = [(path, reason) for path, (_, reason) in zip(skipped, faces.skipped)]
     about = {"data": facts, "calibration": calibrated}
     objective = {"name": name, "value": metrics[run.data.eval_splits[0]]["f1_macro"]}

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from gender_cls.errors import UserError, check_integer, check_share
+from gender_cls.errors import UserError, check_extra, check_integer, check_share
 from gender_cls.transforms.corruptions import CORRUPTIONS, CORRUPTIONS_HASH, SEVERITIES, corrupt
-from gender_cls.transforms.faces import CenterFace, main_face
+from gender_cls.transforms.faces import NEEDED, CenterFace, main_face
 from gender_cls.transforms.preprocessing import Preprocessing
 
 MID_SEVERITY = 3  # the severity that stands for a corruption where only one is reported
@@ -22,6 +22,7 @@ CONDITIONS: list[tuple[str, int | float]] = [("clean", 0)]
 CONDITIONS += [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
 CONDITIONS += [("framing", share) for share in FRAMES]
 CLEAN = 0  # index in `CONDITIONS` of the image as it is
+IN_FRAME = {share: CLEAN if share == 1 else CONDITIONS.index(("framing", share)) for share in sorted((*FRAMES, 1.0))}
 REPORTED = {"clean": CLEAN, **{name: CONDITIONS.index((name, MID_SEVERITY)) for name in CORRUPTIONS}}
 
 
@@ -39,6 +40,7 @@ def finder(preprocessing: Preprocessing) -> Find | None:
     """Return what looks for the face of an image at each call; None if the preprocessing wants no face."""
     if preprocessing.faces == "none":
         return None
+    check_extra("data.faces=align", "faces", *NEEDED, way_out=", or give data.faces=none")
     detector = CenterFace(preprocessing.min_score)
 
     def find(image: Image.Image, digest: str, number: int) -> np.ndarray | None:
