@@ -10,16 +10,20 @@ from PIL import Image
 from gender_cls.errors import UserError
 from gender_cls.transforms.corruptions import CORRUPTIONS, SEVERITIES
 from gender_cls.transforms.decode import Decoder
+from gender_cls.transforms.faces import TEMPLATE
 from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import (
     CLEAN,
     CONDITIONS,
+    IN_FRAME,
     REPORTED,
     Augmentation,
     EvaluationViews,
     RandomCorruption,
     TrainingViews,
     derive_seed,
+    framed,
+    in_condition,
 )
 
 PLAIN = Augmentation(flip=0, jitter=(0, 0, 0), blur=0)
@@ -90,6 +94,7 @@ def test_random_crops_may_be_smaller_than_the_evaluation_view() -> None:
         ("scale", [0.5]), ("scale", [0, 1]), ("scale", [0.5, 1.2]), ("scale", [1.0, 0.5]), ("scale", 0.5),
         ("scale", ["a", "b"]), ("size", 24), ("flip", 1.1), ("flip", "x"), ("jitter", [0.2, 0.2]), ("jitter", 0.2),
         ("jitter", [0.2, -0.2, 0.2]), ("blur", 2), ("blur", -1), ("blur", 3.0),
+        ("frame", [0, 1]), ("frame", [1.2, 0.5]), ("frame", 0.5), ("landmarks", [0.1, 0.1]), ("landmarks", [0, 0, -1]),
     ],
 )  # fmt: skip
 def test_an_impossible_augmentation_is_refused(key: str, value: object) -> None:
@@ -167,3 +172,103 @@ def test_lists_from_a_configuration_name_the_same_views() -> None:
     )
     usual = TrainingViews(Preprocessing(), corruption=RandomCorruption(0.5, 0.3))
     assert json.dumps(listed.facts, sort_keys=True) == json.dumps(usual.facts, sort_keys=True)
+
+
+def test_a_frame_is_the_middle_or_repeats_the_edge() -> None:
+    pixels = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
+    image = Image.fromarray(pixels)
+    assert (np.asarray(framed(image, 0.5)) == pixels[10:30, 15:45]).all()
+    assert (np.asarray(framed(image, 1)) == pixels).all()
+    wide = np.asarray(framed(image, 1.25))
+    assert wide.shape == (50, 76, 3)  # 60 * 0.125 is rounded to 8
+    assert (wide[5:45, 8:68] == pixels).all()
+    assert (wide[:5, 8:68] == pixels[0]).all()
+    assert (wide[5:45, 68:] == pixels[:, -1:]).all()
+    assert list(IN_FRAME) == [0.5, 0.65, 0.8, 1.0, 1.25]
+    for share, number in IN_FRAME.items():
+        assert in_condition(image, "digest", number).width == pytest.approx(60 * share, abs=1)
+
+
+def test_frames_keep_their_numbers() -> None:
+    assert [CONDITIONS.index(("framing", share)) for share in (0.5, 0.65, 0.8, 1.25)] == [36, 37, 38, 39]
+
+
+ALIGNED = Preprocessing(size=32, faces="align", zoom=0.8)
+
+
+def test_a_face_is_cut_by_the_landmarks_of_its_condition(face: Image.Image) -> None:
+    asked = []
+
+    def find(image: Image.Image, digest: str, number: int) -> np.ndarray | None:
+        asked.append((image.size, digest, number))
+        return None if number == CLEAN else TEMPLATE * 30 + 5
+
+    image = face.resize((48, 48))
+    numbers = [CLEAN, CONDITIONS.index(("foggy", 3)), CONDITIONS.index(("framing", 0.5))]
+    views = EvaluationViews(ALIGNED, find)(image, "digest", numbers)
+    assert asked == [
+        ((48, 48), "digest", numbers[0]),
+        ((48, 48), "digest", numbers[1]),
+        ((24, 24), "digest", numbers[2]),
+    ]
+    assert (views[0].numpy() == Preprocessing(size=32).pixels(image)).all()  # the middle, where there is no face
+    foggy = in_condition(image, "digest", numbers[1])
+    assert (views[1].numpy() == ALIGNED.pixels(foggy, TEMPLATE * 30 + 5)).all()
+
+
+def test_training_views_move_the_face_of_the_clean_image(face: Image.Image) -> None:
+    image, landmarks = face.resize((300, 300)), TEMPLATE * 100 + (90, 100)
+    asked = []
+
+    def find(image: Image.Image, digest: str, number: int) -> np.ndarray:
+        asked.append(number)
+        return landmarks
+
+    exact = TrainingViews(ALIGNED, PLAIN, find=find)(image, "digest", range(3))
+    assert np.abs(exact.numpy().astype(int) - ALIGNED.pixels(image, landmarks)).max() <= 1
+    corruption = RandomCorruption(1.0, kinds=["lowlight"], severities=[1])
+    dark = TrainingViews(ALIGNED, PLAIN, corruption, find=find)(image, "digest", [0])[0].numpy().astype(float)
+    assert np.corrcoef(dark.ravel(), exact[0].numpy().ravel())[0, 1] > 0.9  # in the same place of a smaller image
+    assert set(asked) == {CLEAN}
+    moving = Augmentation(flip=0, jitter=(0, 0, 0), blur=0, landmarks=(0.04, 0.05, 2.5))
+    one, other = (TrainingViews(ALIGNED, moving, find=find)(image, "digest", range(4)) for _ in range(2))
+    assert torch.equal(one, other)
+    assert len({view.numpy().tobytes() for view in one}) == 4
+
+
+def test_the_error_of_a_place_has_the_deviations_that_it_is_given(face: Image.Image) -> None:
+    landmarks, generator = TEMPLATE * 100 + 50, np.random.default_rng(0)
+    moving = Augmentation(landmarks=(0.1, 0.2, 5.0))
+    placed = [moving.place(face, landmarks, generator)[1] for _ in range(2000)]
+    eyes = np.array([points[1] - points[0] for points in placed])  # type: ignore[index]
+    before = landmarks[1] - landmarks[0]
+    assert np.log(np.hypot(*eyes.T) / np.hypot(*before)).std() == pytest.approx(0.1, rel=0.1)
+    turns = np.degrees(np.arctan2(*eyes.T[::-1]) - np.arctan2(*before[::-1]))
+    assert turns.std() == pytest.approx(5, rel=0.1)
+    shifts = np.array([points.mean(0) for points in placed]) - landmarks.mean(0)  # type: ignore[union-attr]
+    assert shifts.std(0) / np.hypot(*before) == pytest.approx([0.2, 0.2], rel=0.1)
+
+
+def test_frames_are_drawn_between_their_ends(face: Image.Image) -> None:
+    generator, image = np.random.default_rng(0), face.resize((200, 200))
+    framing = Augmentation(frame=(0.5, 1.25))
+    placed = [framing.place(image, np.full((5, 2), 100.0), generator) for _ in range(300)]
+    sides = np.array([framed.width for framed, _ in placed]) / 200
+    assert 0.49 < sides.min() < 0.53
+    assert 1.2 < sides.max() < 1.26
+    assert np.median(sides) == pytest.approx(np.sqrt(0.5 * 1.25), abs=0.05)  # evenly in the logarithm
+    for found, points in placed:
+        assert points == pytest.approx(np.full((5, 2), found.width / 2), abs=0.6)  # the middle stays the middle
+    views = TrainingViews(Preprocessing(size=32), Augmentation(flip=0, jitter=(0, 0, 0), blur=0, frame=(0.5, 1.25)))
+    assert len({view.numpy().tobytes() for view in views(image, "digest", range(5))}) == 5
+
+
+def test_frames_and_faces_name_the_store_only_where_they_matter() -> None:
+    def find(image: Image.Image, digest: str, number: int) -> None: ...
+
+    plain, whole = TrainingViews(Preprocessing()).facts, EvaluationViews(Preprocessing()).facts
+    assert not {"faces", "zoom", "min_score", "frame", "landmarks"} & (set(plain) | set(whole))
+    one, other = (EvaluationViews(Preprocessing(faces="align", zoom=zoom), find).facts for zoom in (0.6, 0.7))
+    assert one != other
+    moved = TrainingViews(ALIGNED, Augmentation(landmarks=(0.1, 0, 0)), find=find).facts
+    assert moved["landmarks"] == [0.1, 0, 0]
