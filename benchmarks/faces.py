@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("root", type=Path, help="folder with train/")
     parser.add_argument("--images", type=int, default=IMAGES, help="(%(default)s)")
     parser.add_argument("--times", type=int, default=TIMES, help="pairs of predictions (%(default)s)")
-    parser.add_argument("--min-score", type=float, default=0.5, help="(%(default)s)")
+    parser.add_argument("--min-score", type=float, default=0.55, help="(%(default)s)")
     given = parser.parse_args()
     paths = list_images(given.root.resolve() / "train").paths
     random.Random(0).shuffle(paths)

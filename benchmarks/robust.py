@@ -2,14 +2,17 @@
 
 Both predict for a prior of 0.5: the class weight of the baseline, which moves its logit by log(n / (2 n_male)), is
 taken out of its head again. The differences have paired intervals, since both predict the same images and share the
-bootstrap samples of identities.
+bootstrap samples of identities. --first and --second compare any other two runs.
 
     python benchmarks/robust.py data/facecom --weights resnet18.pth
+    python benchmarks/robust.py data/facecom --weights resnet18.pth \
+        --first "experiment=robust data.faces=none" --second "experiment=robust data.faces=align"
 """
 
 import argparse
 import io
 import math
+import shlex
 import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -28,16 +31,16 @@ from gender_cls.features.extractor import Extractor
 from gender_cls.inference.predictor import MODEL_NAME
 from gender_cls.training.config import config_dir
 from gender_cls.training.run import train
-from gender_cls.transforms.views import MID_SEVERITY, REPORTED
+from gender_cls.transforms.views import IN_FRAME, MID_SEVERITY, REPORTED
 
 SEEDS = (0, 1, 2)
-EXPERIMENTS = ("baseline", "robust")
+PLACES = [*REPORTED.values(), *IN_FRAME.values()]
 
 
 def compose(folder: Path, *overrides: str) -> DictConfig:
     """Return the configuration of a short run in a folder, as the command line composes it."""
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        always = (f"run_dir='{folder}'", "cached_views=8", "report=short", "trainer.enable_progress_bar=false")
+        always = (f"run_dir='{folder}'", "report=short", "trainer.enable_progress_bar=false")
         return hydra.compose("train", [*always, *overrides])
 
 
@@ -56,32 +59,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder with train/ and val/")
     parser.add_argument("--weights", default="IMAGENET1K_V1", help="(%(default)s)")
-    parser.add_argument("--epochs", type=int, default=30, help="(%(default)s)")
+    parser.add_argument("--first", default="experiment=baseline cached_views=8", help="overrides (%(default)s)")
+    parser.add_argument("--second", default="experiment=robust", help="overrides (%(default)s)")
+    parser.add_argument("--epochs", type=int, help="(those of the experiments)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="(0 1 2)")
     given = parser.parse_args()
     data = FolderDataModule(given.root, holdout=0)
     n_female, n_male = data.class_counts
-    shifts = {"baseline": -math.log((n_female + n_male) / (2 * n_male)), "robust": 0.0}
-    same = [f"data.root='{given.root}'", f"model.weights='{given.weights}'", f"trainer.max_epochs={given.epochs}"]
+    class_weight = math.log((n_female + n_male) / (2 * n_male))
+    same = [f"data.root='{given.root}'", f"model.weights='{given.weights}'"]
+    same += [f"trainer.max_epochs={given.epochs}"] * (given.epochs is not None)
     predictions: list[Predictions] = []
     with tempfile.TemporaryDirectory() as runs:
-        for name in EXPERIMENTS:
+        for at, overrides in enumerate((given.first, given.second)):
             for seed in given.seeds:
-                cfg = compose(Path(runs, f"{name}_{seed}"), f"experiment={name}", f"seed={seed}", *same)
+                cfg = compose(Path(runs, f"{at}_{seed}"), *shlex.split(overrides), f"seed={seed}", *same)
+                shift = -class_weight if cfg.model.class_weight and cfg.calibration.prior is None else 0.0
                 with redirect_stdout(io.StringIO()):
                     train(cfg)
-                    model = Path(cfg.run_dir, MODEL_NAME)
-                    predictions.append(predict(model, shifts[name], data.faces.splits["val"]))
+                    predictions.append(predict(Path(cfg.run_dir, MODEL_NAME), shift, data.faces.splits["val"]))
     labels, identities = predictions[0].labels, predictions[0].identities
     print(f"macro-F1 first; {len(labels)} images of {len(set(identities))} identities, severity {MID_SEVERITY}")
-    p_male = torch.cat([each.probabilities[list(REPORTED.values())] for each in predictions])
-    scores = [f"{score} {name}" for score in ("F1 female", "F1 male", "AUROC") for name in EXPERIMENTS]
-    print(table(("", *EXPERIMENTS, "difference", "low", "high", *scores), compare(p_male, labels, identities)))
+    print(f"first: {given.first}; second: {given.second}")
+    p_male = torch.cat([each.probabilities[PLACES] for each in predictions])
+    names = ("first", "second")
+    scores = [f"{score} {name}" for score in ("F1 female", "F1 male", "AUROC") for name in names]
+    print(table(("", *names, "difference", "low", "high", *scores), compare(p_male, labels, identities)))
 
 
 def compare(p_male: torch.Tensor, labels: np.ndarray, identities: list[str]) -> list[list[object]]:
-    """Return a row for each condition and one for the mean over corruptions, of probabilities (2 * seeds * 8, N)."""
-    shape = (2, -1, len(REPORTED))  # experiments, seeds, conditions
+    """Return a row for each condition and frame, and for the means, of probabilities (2 * seeds * len(PLACES), N)."""
+    shape = (2, -1, len(PLACES))  # runs, seeds, conditions
     predictions = (p_male > 0.5).numpy()
     counts = np.array([confusion(row, labels) for row in predictions])
     scores = {name: values.reshape(shape).mean(1) for name, values in class_scores(counts).items()}
@@ -90,12 +98,14 @@ def compare(p_male: torch.Tensor, labels: np.ndarray, identities: list[str]) -> 
     differences = np.diff(resampled.reshape(len(resampled), *shape).mean(2), axis=1)[:, 0]  # (samples, conditions)
     chosen_by_row = {name: [at] for at, name in enumerate(REPORTED)}
     chosen_by_row["mean over corruptions"] = list(range(1, len(REPORTED)))
+    chosen_by_row |= {f"frame {share}": [len(REPORTED) + at] for at, share in enumerate(IN_FRAME)}
+    chosen_by_row["mean over frames"] = list(range(len(REPORTED), len(PLACES)))
     rows: list[list[object]] = []
     for name, chosen in chosen_by_row.items():
-        baseline, robust = scores["f1_macro"][:, chosen].mean(1)
+        first, second = scores["f1_macro"][:, chosen].mean(1)
         interval = np.quantile(differences[:, chosen].mean(1), [0.025, 0.975])
         others = [value for key in ("f1_female", "f1_male", "auroc") for value in scores[key][:, chosen].mean(1)]
-        rows.append([name, *map(float, (baseline, robust, robust - baseline, *interval, *others))])
+        rows.append([name, *map(float, (first, second, second - first, *interval, *others))])
     return rows
 
 

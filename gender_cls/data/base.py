@@ -80,7 +80,7 @@ class FaceDataModule(pl.LightningDataModule):
         median: bool = False,
         faces: str = "none",
         zoom: float = 0.62,
-        min_score: float = 0.5,
+        min_score: float = 0.55,
         augment: Augmentation = Augmentation(),
         corruption: RandomCorruption = RandomCorruption(),
         view_seed: int = 0,

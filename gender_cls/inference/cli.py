@@ -27,7 +27,7 @@ keys:
                      the extra `faces`
   cut=box            for models trained on whole images: cut each face as FACECOM's are (default: do not look for any)
   min_face=24        longer side of the smallest face, in pixels; smaller ones get `too small`
-  min_score=0.5      how sure the detector must be of a face, above 0 and below 1 (default: as in training)
+  min_score=0.6      how sure the detector must be of a face, above 0 and below 1 (default: as in training)
   min_confidence=90  label an image `unsure` if the confidence is below this, in %, 50 to 100 (default: never)
   prior=0.8          share of male images to predict for (default: the one of the calibration, usually 0.5)
   truncated=keep     predict also for files that are cut off, by what is there, with a note (default: refuse)

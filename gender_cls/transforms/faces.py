@@ -83,7 +83,7 @@ class CenterFace:
         UserError: A value is out of its range.
     """
 
-    def __init__(self, min_score: float = 0.5, min_face: int = 24, threads: int = 1) -> None:
+    def __init__(self, min_score: float = 0.55, min_face: int = 24, threads: int = 1) -> None:
         check_share("min_score", min_score)
         check_integer("min_face", min_face, 1)
         self.min_score, self.min_face, self.threads = min_score, min_face, threads

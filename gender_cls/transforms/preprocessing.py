@@ -41,7 +41,7 @@ class Preprocessing:
     std: Sequence[float] = (0.229, 0.224, 0.225)
     faces: str = "none"
     zoom: float = 0.62
-    min_score: float = 0.5
+    min_score: float = 0.55
 
     def __post_init__(self) -> None:
         check_integer("data.size", self.size, 1)

@@ -71,7 +71,7 @@ def test_a_full_report(reported: Path, capsys: pytest.CaptureFixture[str]) -> No
     page = Page(text)
     assert page.tags["b"] == page.tags["i"] == page.tags["script"] == 0  # of names, all escaped
     assert "&lt;i&gt;0&lt;/i&gt;" in text
-    assert page.tags["img"] == len(list(left.glob("*.png"))) == 9
+    assert page.tags["img"] == len(list(left.glob("*.png"))) == 10
     assert set(re.findall('href="#([a-z]+)"', text)) == set(re.findall('<h2 id="([a-z]+)"', text))
     images = [source for source in page.sources if not source.startswith("#")]
     assert all(source.startswith("data:image/png;base64,") for source in images)  # nothing outside of the file
@@ -126,7 +126,7 @@ def test_a_report_that_was_cut_short_is_written_again(monkeypatch: pytest.Monkey
         with pytest.raises(ZeroDivisionError):
             full.save(tmp_path / "report")
     full.save(tmp_path / "report")
-    assert len(list((tmp_path / "report").glob("*.png"))) == 9
+    assert len(list((tmp_path / "report").glob("*.png"))) == 10
     assert not list((tmp_path / "report").glob("*.part*"))
 
 
