@@ -30,17 +30,9 @@ from gender_cls.evaluation.tables import table
 from gender_cls.features.extractor import Extractor, FeatureOptions
 from gender_cls.features.landmarks import Landmarks, landmarks_of
 from gender_cls.models.zoo import find_backbone
+from gender_cls.transforms.augmentation import Augmentation, RandomCorruption
 from gender_cls.transforms.preprocessing import Preprocessing
-from gender_cls.transforms.views import (
-    CONDITIONS,
-    FRAMES,
-    REPORTED,
-    Augmentation,
-    EvaluationViews,
-    RandomCorruption,
-    TrainingViews,
-    Views,
-)
+from gender_cls.transforms.views import CONDITIONS, FRAMES, REPORTED, EvaluationViews, TrainingViews, Views
 
 FOLDS = 5
 SEEDS = range(3)

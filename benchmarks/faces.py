@@ -26,7 +26,7 @@ from training import PROJECT
 
 from gender_cls.evaluation.tables import table
 from gender_cls.models.network import GenderNet
-from gender_cls.transforms import faces
+from gender_cls.transforms import centerface, faces
 from gender_cls.transforms.corruptions import CORRUPTIONS, SEVERITIES
 from gender_cls.transforms.decode import Decoder
 from gender_cls.transforms.listing import list_images
@@ -91,8 +91,8 @@ def sides(sample: Sample, min_score: float) -> str:
     """Return the table of misses and speed by the size at which an image is shown."""
     rows: list[list[object]] = []
     for side in SIDES:
-        faces.FIRST_SIDE = side
-        detector = faces.CenterFace(min_score)
+        centerface.FIRST_SIDE = side
+        detector = centerface.CenterFace(min_score)
         detector.find_faces(sample[0][1])  # loads the model
         started = time.perf_counter()
         clean = int(np.isnan(errors(detector, sample, 0)[:, 0]).sum())
@@ -122,7 +122,7 @@ def prediction(images: list[str], times: int) -> str:
         for _ in range(times):
             for how, found in rates.items():
                 started = time.perf_counter()
-                subprocess.run([*command, how], check=False, capture_output=True)
+                subprocess.run([*command, how], capture_output=True, check=True)
                 found.append(len(images) / (time.perf_counter() - started))
     whole, cut = rates.values()
     ratios = [b / a for a, b in zip(whole, cut)]
@@ -141,16 +141,16 @@ def main() -> None:
     given = parser.parse_args()
     paths = list_images(given.root.resolve() / "train").paths
     random.Random(0).shuffle(paths)
-    usual = faces.FIRST_SIDE
-    faces.FIRST_SIDE = 2 * usual
-    detector, sample = faces.CenterFace(given.min_score), []
+    usual = centerface.FIRST_SIDE
+    centerface.FIRST_SIDE = 2 * usual
+    detector, sample = centerface.CenterFace(given.min_score), []
     for path in paths[: given.images]:
         image = Decoder().load(path)
         if face := faces.main_face(detector.find_faces(image), image.size):
             sample.append((Path(path).name, image, face.landmarks))
-    faces.FIRST_SIDE = usual
+    centerface.FIRST_SIDE = usual
     print(f"{len(sample)} of {len(paths[: given.images])} images have a face\n")
-    print(conditions(faces.CenterFace(given.min_score), sample))
+    print(conditions(centerface.CenterFace(given.min_score), sample))
     print(f"\n{sides(sample, given.min_score)}\n\n{prediction(paths[: 4 * given.images], given.times)}")
 
 

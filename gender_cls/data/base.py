@@ -24,9 +24,10 @@ from gender_cls.features.landmarks import Landmarks, landmarks_of
 from gender_cls.inference.runtimes import one_torch_thread
 from gender_cls.labels import CLASSES
 from gender_cls.models.network import GenderNet
+from gender_cls.transforms.augmentation import Augmentation, RandomCorruption
 from gender_cls.transforms.decode import MAX_PIXELS, Decoder
 from gender_cls.transforms.preprocessing import Preprocessing
-from gender_cls.transforms.views import CLEAN, Augmentation, EvaluationViews, RandomCorruption, TrainingViews
+from gender_cls.transforms.views import CLEAN, EvaluationViews, TrainingViews
 
 DECIDE_A_HEAD = ("holdout", "split_seed", "batch_size", "balanced_sampler", "view_seed")
 REPORTS_TOO = ("identity", "val_share", "split_seed", "group", "report_exclude", "classes")
@@ -126,8 +127,7 @@ class FaceDataModule(pl.LightningDataModule):
         """Landmarks of the face in each image, if faces are aligned; they are found once, and stored."""
         found = landmarks_of(self.views.preprocessing, self.feature_options.dir, self.decoder)
         if found:
-            images = {face.digest.encode(): face.path for faces in self.faces.splits.values() for face in faces}
-            found.compute(images, dict.fromkeys(images, (CLEAN,)), self.num_workers)
+            found.find(self.faces.by_digest(), self.num_workers)
         return found
 
     @cached_property
@@ -225,7 +225,7 @@ class FaceDataModule(pl.LightningDataModule):
             "cached_views": self.cached_views if self.caches(network) else 0,
             "features": self.extractor(network).how if self.caches(network) else None,
             **{f"data.{key}": getattr(self, key) for key in DECIDE_A_HEAD},
-            **{f"{group}.{key}": value for group, part in parts.items() for key, value in asdict(part).items()},
+            **{f"{group}.{key}": value for group, part in parts.items() for key, value in part.values().items()},
         }
 
     def report_settings(self) -> dict[str, Any]:

@@ -27,6 +27,10 @@ class FaceSet:
     notes: list[str]
     fingerprint: str
 
+    def by_digest(self) -> dict[bytes, str]:
+        """Return the path of each image by the digest of its content."""
+        return {face.digest.encode(): face.path for faces in self.splits.values() for face in faces}
+
     def counts(self, landmarks: Landmarks | None = None) -> list[dict[str, str | int]]:
         """Count images and identities by split and class and, with landmarks, images of several faces and of none."""
         rows: list[dict[str, str | int]] = []

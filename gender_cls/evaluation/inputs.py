@@ -1,5 +1,6 @@
 """What a command of this package is given: a model and labelled faces, read as the run that trained the model did."""
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +13,14 @@ from gender_cls.data.faceset import FaceSet
 from gender_cls.data.identities import IDENTITY
 from gender_cls.data.sources import Listed, class_names, folder, manifest
 from gender_cls.data.validation import check
-from gender_cls.errors import UserError, printable
+from gender_cls.errors import UserError, check_extra, printable
 from gender_cls.evaluation.tables import describe_data
 from gender_cls.features.extractor import Extractor, FeatureOptions
+from gender_cls.features.landmarks import Landmarks, landmarks_of
 from gender_cls.files import user_path
 from gender_cls.inference.arguments import parse_arguments
 from gender_cls.inference.predictor import Predictor, newest_model
+from gender_cls.transforms.centerface import NEEDED
 from gender_cls.transforms.decode import MAX_PIXELS, Decoder
 
 PATHS = ("model", "data.root", "data.csv", "out", "features.dir")
@@ -45,13 +48,18 @@ class Inputs:
         source: Folder or table of the faces.
         options: How the run that trained the model found faces, by key of `data`; the usual values where it is unknown.
         decoder: How images are decoded.
+        landmarks: Landmarks of the faces in clean images, after `check`; None for a model that does not align them.
     """
+
+    landmarks: Landmarks | None
 
     def __init__(self, given: Mapping[str, str]) -> None:
         self.given = given
         self.source = Path(given.get("data.root") or given["data.csv"])
         self.model = Path(given.get("model") or newest_model())
         self.predictor = Predictor(self.model)
+        if self.predictor.preprocessing.faces == "align":
+            check_extra(f"model={self.model}, which aligns faces,", "faces", *NEEDED)
         print(f"model: {printable(str(self.model))}{self.predictor.note}")
         known = self.predictor.facts.get("report", {})
         self.options = {**USUAL, "report_exclude": known.get("without"), **known}  # the older name of report_exclude
@@ -69,7 +77,10 @@ class Inputs:
         """Check the faces and print what they are."""
         options = {key: self.options[key] for key in ("identity", "val_share", "split_seed")}
         faces = check(listed, **options, decoder=self.decoder, training=False)
-        print(describe_data(faces))
+        self.landmarks = landmarks_of(self.predictor.preprocessing, self.given.get("features.dir"), self.decoder)
+        if self.landmarks:
+            self.landmarks.find(faces.by_digest(), os.cpu_count() or 1)
+        print(describe_data(faces, self.landmarks))
         return faces
 
     @cached_property

@@ -30,6 +30,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from gender_cls.evaluation.inputs import Inputs, read_arguments
 from gender_cls.evaluation.metrics import Evaluation
 from gender_cls.evaluation.robustness import predict_faces
 from gender_cls.evaluation.tables import recalibration_report
+from gender_cls.features.store import DIGEST
 from gender_cls.inference.arguments import run_main, shell_line, start_of
 from gender_cls.inference.export import write_model
 from gender_cls.inference.model_card import model_card
@@ -233,6 +235,12 @@ def _list_and_check(inputs: Inputs) -> FaceSet:
     listed = inputs.list_faces([split for split in SPLITS if (inputs.source / split).is_dir()])
     faces = inputs.check(Listed({TOGETHER: [*chain.from_iterable(listed.splits.values())]}, listed.notes))
     key = "data.csv" if "data.csv" in inputs.given else "data.root"
+    if inputs.landmarks:  # what shows no face gets no prediction
+        together = faces.splits[TOGETHER]
+        found = inputs.landmarks.counts(np.array([face.digest for face in together], dtype=DIGEST), CLEAN)
+        faces = replace(faces, splits={TOGETHER: [face for face, count in zip(together, found) if count]})
+        if left_out := len(together) - len(faces.splits[TOGETHER]):
+            print(f"left out: images without a face: {left_out}")
     count_folds(faces.splits[TOGETHER], f"{key}={inputs.source}")  # before features are computed
     return faces
 

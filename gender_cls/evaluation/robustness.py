@@ -29,7 +29,7 @@ from gender_cls.transforms.decode import Decoder
 from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import CLEAN, CONDITIONS, IN_FRAME, MID_SEVERITY, REPORTED
 
-MAX_IMAGES = 5000  # images of val predicted in every condition: 180,000 passes, half an hour on two cores
+MAX_IMAGES = 5000  # images of val predicted in every condition: 200,000 passes, half an hour on two cores
 MIN_GROUP_IDENTITIES = 10
 MISTAKES = 12  # mistakes that are listed and shown, clean and corrupted
 BATCH = 4096  # features whose logits are computed at once

@@ -1,7 +1,7 @@
 """Landmarks of the face of each image, found once for each content and condition, and stored."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,21 +11,13 @@ from gender_cls.errors import check_extra
 from gender_cls.features.filling import Wanted, Work, complete
 from gender_cls.features.store import DIGEST, Store
 from gender_cls.files import cache_folder
+from gender_cls.models.backbones import Backbone
+from gender_cls.transforms.centerface import NEEDED, CenterFace
 from gender_cls.transforms.corruptions import CORRUPTIONS_HASH
 from gender_cls.transforms.decode import Decoder
-from gender_cls.transforms.faces import NEEDED, CenterFace, main_face
+from gender_cls.transforms.faces import main_face
 from gender_cls.transforms.preprocessing import Preprocessing
-from gender_cls.transforms.views import in_condition
-
-
-def landmarks_of(
-    preprocessing: Preprocessing, folder: str | os.PathLike[str] | None, decoder: Decoder
-) -> "Landmarks | None":
-    """Return the landmarks that views of a preprocessing are cut by, in a folder or the usual one; None if by none."""
-    if preprocessing.faces == "none":
-        return None
-    return Landmarks(folder or cache_folder(), preprocessing, decoder)
-
+from gender_cls.transforms.views import CLEAN, in_condition
 
 COUNT, LANDMARKS = 0, slice(1, 11)  # columns of a row: number of faces, and landmarks as shares of the image's sides
 
@@ -43,16 +35,21 @@ class Landmarks:
     """
 
     def __init__(self, folder: str | os.PathLike[str], preprocessing: Preprocessing, decoder: Decoder) -> None:
-        check_extra("data.faces=align", "faces", *NEEDED, way_out=", or give data.faces=none")
+        check_extra("aligning faces", "faces", *NEEDED)
         self.detector = CenterFace(preprocessing.min_score)
-        facts = {"of": "faces", **self.detector.facts, "degradations": CORRUPTIONS_HASH}
-        self.store, self.decoder = Store(folder, facts), decoder
+        self.facts = self.detector.facts
+        self.store = Store(folder, {"of": "faces", **self.facts, "degradations": CORRUPTIONS_HASH})
+        self.decoder = decoder
 
     def compute(self, images: dict[bytes, str], wanted: Wanted, num_workers: int = 0) -> None:
         """Look for the faces that are wanted and not stored yet; the arguments are those of `Extractor.compute`."""
         cpu, name = torch.device("cpu"), "landmarks of {} views"
-        work = Work(self._rows, lambda: lambda rows: rows, self.decoder, cpu, torch.float32, name)
+        work = Work(self._rows, _as_they_are, self.decoder, cpu, torch.float32, name)
         complete(self.store, work, images, wanted, num_workers)
+
+    def find(self, paths: Mapping[bytes, str], num_workers: int = 0) -> None:
+        """Look for the faces of clean images, given as paths by digest."""
+        self.compute(dict(paths), dict.fromkeys(paths, (CLEAN,)), num_workers)
 
     def __call__(self, image: Image.Image, digest: str, number: int) -> np.ndarray | None:
         """Return the landmarks (5, 2) of the face of an image that is in a condition; None if it has none."""
@@ -77,3 +74,16 @@ class Landmarks:
         face = main_face(faces, image.size)
         points = np.zeros((5, 2)) if face is None else face.landmarks / image.size
         return np.array([len(faces), *points.ravel()])
+
+
+def landmarks_of(
+    preprocessing: Preprocessing, folder: str | os.PathLike[str] | None, decoder: Decoder
+) -> Landmarks | None:
+    """Return the landmarks that views of a preprocessing are cut by, in a folder or the usual one; None if by none."""
+    if preprocessing.faces == "none":
+        return None
+    return Landmarks(folder or cache_folder(), preprocessing, decoder)
+
+
+def _as_they_are() -> Backbone:
+    return torch.Tensor.float

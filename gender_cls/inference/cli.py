@@ -12,9 +12,9 @@
 
 Each image gets a line with its path, the label and the model's confidence in the label in % (50 to 100). A model that
 aligns faces finds those of an image, left to right; several get a line each, and an image without one gets `no face`.
-Other models take the whole image as one face. The confidence
-of a calibrated model is the share of such predictions that are right, among images with the share of male images that
-the line "model:" names. Everything after the first = is taken literally: brackets, commas, further = signs.
+Other models take the whole image as one face. The confidence of a calibrated model is the share of such predictions
+that are right, among images with the share of male images that the line "model:" names. Everything after the first = is
+taken literally: brackets, commas, further = signs.
 
 keys:
   img=PATH           an image, a folder, a pattern, @LIST or -; may be repeated. A list holds one path per line, or is a
@@ -23,8 +23,8 @@ keys:
   out=FILE           write a table instead of lines, with path, label, confidence, p_male, error, note and the place
                      of each face; unfinished rows are kept beside it, and the same command continues a killed run
   montage=FILE       also draw the first 60 images with their faces and predictions, as PNG
-  faces=largest      all, the largest, or none: the image is one face (default: all if the model aligns faces). Needs
-                     the extra `faces`
+  faces=largest      all; the largest near the middle, as in training; or none: the image is one face (default: all if
+                     the model aligns faces, else none). Finding faces needs the extra `faces`
   cut=box            for models trained on whole images: cut each face as FACECOM's are (default: do not look for any)
   min_face=24        longer side of the smallest face, in pixels; smaller ones get `too small`
   min_score=0.6      how sure the detector must be of a face, above 0 and below 1 (default: as in training)

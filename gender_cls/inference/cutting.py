@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from gender_cls.errors import UserError, check_choice, check_extra, check_integer
-from gender_cls.transforms.faces import NEEDED, CenterFace, Face, cut_box, main_face
+from gender_cls.transforms.centerface import NEEDED, CenterFace
+from gender_cls.transforms.faces import Face, cut_box, main_face
 from gender_cls.transforms.preprocessing import Preprocessing
 
 MIN_FACE = 24  # pixels
@@ -39,11 +40,11 @@ class Cutter:
 
     Args:
         preprocessing: Preprocessing of the model.
-        faces: all, largest (of each image the face that training takes, see `main_face`), or none: the image is one
-            face. None is all for a model that aligns faces and where `cut` is given, else none.
-        cut: box, for a model that was trained on whole images, to cut each face as FACECOM's images are cut around
-            theirs; None is as the model was trained.
-        min_face: Longer side of the smallest face that is predicted, in pixels.
+        faces: all, largest (the face that training takes of an image: large and near its middle, see `main_face`), or
+            none: the image is one face. None is all for a model that aligns faces and where `cut` is given, else none.
+        cut: box, for a model that was trained on whole images: each face is cut as FACECOM's images are cut around
+            theirs. It is the only way for such a model, so it may be left out where `faces` is given.
+        min_face: Longer side of the smallest face that is predicted, in pixels. Below 24 it is looked for as well.
         min_score: Least score of a face, in (0, 1); None is the model's.
         threads: Threads that look for the faces of one image.
 
@@ -51,7 +52,7 @@ class Cutter:
         faces: As given, or what None stands for.
 
     Raises:
-        UserError: A value is out of its range, or the extra `faces` is needed and not installed.
+        UserError: A value is out of its range.
     """
 
     def __init__(
@@ -68,13 +69,14 @@ class Cutter:
             check_choice("cut", cut, ("box",))
             if aligned:
                 raise UserError("conflict", f"cut={cut} is for models trained on whole images; this one aligns faces")
-        self.faces = faces or ("all" if aligned or cut else "none")
+        self.faces = ("all" if aligned or cut else "none") if faces is None else faces
         check_choice("faces", self.faces, ("all", "largest", "none"))
         check_integer("min_face", min_face, 1)
         if self.faces == "none" and cut:
             raise UserError("conflict", f"cut={cut} needs faces=all or faces=largest, not faces=none")
         self.preprocessing, self.aligned, self.min_face = preprocessing, aligned, min_face
-        self.detector = CenterFace(min_score or preprocessing.min_score, min_face, threads)
+        score = preprocessing.min_score if min_score is None else min_score
+        self.detector = CenterFace(score, min(min_face, MIN_FACE), threads)
 
     def with_threads(self, threads: int) -> "Cutter":
         """Return a copy whose detector computes one image by some threads."""
@@ -84,7 +86,7 @@ class Cutter:
 
     def facts(self) -> tuple[object, ...]:
         """Return what decides the cuts, besides the model."""
-        return (self.faces, self.aligned, self.detector.facts if self.faces != "none" else None)
+        return (self.faces, self.aligned, self.min_face, self.detector.facts if self.faces != "none" else None)
 
     def check(self) -> None:
         """Raise a `UserError` if faces are to be found and the extra is not installed."""

@@ -5,9 +5,9 @@
   python -m gender_cls.inference.export model=FILE to=model.safetensors  the state dict, in a file that can hold no code
 
 model.onnx takes `image`, float32 (N, 3, size, size), RGB from 0 to 1, and returns `p_male` and `logit`, float32 (N).
-The steps before (crop, median, resize) are named in its metadata. It is compared with torch in ONNX Runtime before it
-is written. Both formats hold classes, preprocessing, calibration and data in their metadata under `facts`, and
-predict.py takes both. ONNX needs the extra: pip install -e ".[onnx]"
+The steps before (crop, median and resize, or the places of an aligned face's landmarks) are named in its metadata. It
+is compared with torch in ONNX Runtime before it is written. Both formats hold classes, preprocessing, calibration and
+data in their metadata under `facts`, and predict.py takes both. ONNX needs the extra: pip install -e ".[onnx]"
 """
 
 import json
@@ -33,6 +33,8 @@ from gender_cls.inference.runtimes import OnnxRuntime
 from gender_cls.labels import CLASSES
 from gender_cls.models.backbones import folded
 from gender_cls.models.network import GenderNet
+from gender_cls.transforms.centerface import CenterFace
+from gender_cls.transforms.faces import TEMPLATE
 from gender_cls.transforms.preprocessing import Preprocessing
 
 COMMAND = "python -m gender_cls.inference.export"
@@ -56,6 +58,7 @@ def save_model(folder: Path, network: GenderNet, preprocessing: Preprocessing, a
         "classes": CLASSES,
         "prediction": "male where sigmoid(logit) > 0.5, else female",
         "preprocessing": asdict(preprocessing),
+        **({"alignment": alignment(preprocessing)} if preprocessing.faces == "align" else {}),
         **about,
         "versions": versions,
         "git_commit": _git_commit(),
@@ -71,6 +74,13 @@ def write_model(path: Path, network: GenderNet, facts: Mapping[str, Any], card: 
             torch.save(network.plain_state(), file)
         write_json(path.with_suffix(".json"), facts)
     write_text(path.with_suffix(".md"), card)
+
+
+def alignment(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return what finds a face, and where its landmarks come to lie, in pixels of the network's input."""
+    size, zoom = preprocessing.size, preprocessing.zoom
+    places = size * (zoom * (TEMPLATE - 0.5) + 0.5)
+    return {**CenterFace(preprocessing.min_score).facts, "landmarks": places.round(2).tolist()}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import fields
@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from gender_cls.errors import ImageError, UserError, check_choice, check_integer, check_share, reason, unreadable
+from gender_cls.errors import UserError, check_choice, check_integer, check_share, unreadable
 from gender_cls.files import ONNX, file_kind, user_path
 from gender_cls.inference.arguments import command
 from gender_cls.inference.cutting import MIN_FACE, Cutter
-from gender_cls.inference.prediction import Prediction, of_cut, with_logits
+from gender_cls.inference.prediction import Decode, Prediction, read, with_logits
 from gender_cls.inference.runtimes import OnnxRuntime, Run, TorchRuntime, invalid_facts
 from gender_cls.inference.values import as_read, is_one_image
 from gender_cls.labels import CLASSES
@@ -31,13 +30,11 @@ from gender_cls.transforms.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from gender_cls.models.network import GenderNet
 
-Decode = Callable[[Any], Image.Image]
 MODEL_NAME = "Binary_Classification_model.pth"
 FEW = 64  # fewer images are predicted at once, in fp32
 CHUNK = 16  # images that a thread decodes and predicts together
 BATCH = 64  # faces of them that go through the network at once
 ASKED = ("size", "interpolation", "mean", "std")  # of the preprocessing: what every model's JSON has
-CUT_OFF = "the file is cut off or damaged; what is there was decoded"
 
 
 class Predictor:
@@ -164,7 +161,10 @@ class Predictor:
         first = list(islice(remaining, FEW))
         count = max(total, len(images) if isinstance(images, Sequence) else len(first))
         if count < FEW:
-            yield from self._predict_chunk(self.runtime.few(self.preprocessing), decode, self.cutter, first)
+            size = len(first) or 1 if self.cutter.faces == "none" else 1  # photographs take long: each as it comes
+            for at in range(0, len(first), size):
+                some = first[at : at + size]
+                yield from self._predict_chunk(self.runtime.few(self.preprocessing), decode, self.cutter, some)
         else:
             rest = chain(first, remaining)
             del first  # the images are not held longer than needed
@@ -192,22 +192,9 @@ class Predictor:
         logits: list[np.ndarray] = []
         predictions: list[Prediction] = []
         for image in images:
-            path = ""
-            try:
-                path = os.fsdecode(image) if isinstance(image, str | os.PathLike) else ""
-                decoded = decode(image)
-                note = CUT_OFF if decoded.info.get("truncated") else ""
-                cuts = list(cutter.cut(decoded))
-                predictions += [of_cut(cut, path, note) for cut in cuts]
-                pixels += [cut.pixels for cut in cuts if cut.pixels is not None]
-            except UserError:  # of the detector
-                raise
-            except ImageError as error:
-                predictions.append(Prediction(path, error=str(error)))
-            except MemoryError:
-                predictions.append(Prediction(path, error="too large for this machine's memory"))
-            except Exception as error:  # of the path that an object gives
-                predictions.append(Prediction(path, error=f"not an image: {type(image).__name__} ({reason(error)})"))
+            some, cuts = read(image, decode, cutter)
+            predictions += some
+            pixels += cuts
             while len(pixels) >= BATCH:
                 logits.append(run(np.stack(pixels[:BATCH])))
                 del pixels[:BATCH]

@@ -120,7 +120,7 @@ def compose_run(cfg: DictConfig) -> Run:
     if "_target_" not in cfg.data:
         raise UserError("bad-value", "data has no _target_; give data=task_a, data=manifest or data=demo")
     data: FaceDataModule = instantiate(cfg.data)
-    _ = data.landmarks  # images are read before weights are downloaded
+    _ = data.faces, data.landmarks  # images are read before weights are downloaded
     if not cfg.sweep_job:  # a single run, or the first of a sweep
         print(describe_data(data.faces, data.landmarks))
         if not calibrating and data.balanced_sampler and cfg.model.class_weight and len(set(data.class_counts)) > 1:

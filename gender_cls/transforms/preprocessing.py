@@ -25,11 +25,12 @@ class Preprocessing:
         crop: Share of the image's width and height, around the center, that is kept before the resize, in (0, 1]; of
             an image in which a face is looked for, only where there is none.
         median: Whether to take the median of 3 x 3 pixels before the resize, which removes grains and thin streaks.
-        interpolation: Pillow's filter for the resize, which runs on 8-bit images with antialiasing.
+        interpolation: Pillow's filter for the resize, which runs on 8-bit images with antialiasing. An aligned face is
+            interpolated linearly.
         mean: Mean that is subtracted from each channel of RGB in 0..1.
         std: Standard deviation that each channel is then divided by.
         faces: How a face is cut: align, by its landmarks, see `align`; or none, as the image was.
-        zoom: Share of the side that an aligned face takes, from the brows to the mouth, above 0; see `align`.
+        zoom: Share of the side that an aligned face takes, from forehead to chin, above 0; see `align`.
         min_score: Least score of a face, see `CenterFace`.
     """
 
@@ -51,7 +52,8 @@ class Preprocessing:
         check_choice("data.faces", self.faces, ("align", "none"))
         check_number("data.zoom", self.zoom)
         check_share("data.min_score", self.min_score)
-        object.__setattr__(self, "crop", float(self.crop))  # 1 and 1.0 name the same feature store
+        for key in ("crop", "zoom"):
+            object.__setattr__(self, key, float(getattr(self, key)))  # 1 and 1.0 name the same feature store
         for key in ("mean", "std"):
             value = getattr(self, key)
             try:
@@ -62,9 +64,9 @@ class Preprocessing:
                 raise UserError("bad-value", f"data.{key}={value}: give three numbers{', above 0' * (key == 'std')}")
             object.__setattr__(self, key, channels)
 
-    def facts(self) -> dict[str, Any]:
-        """Return everything that decides how a view looks, for the names of stores."""
-        unused = () if self.faces == "align" else ("faces", "zoom", "min_score")  # as stores were named before
+    def values(self) -> dict[str, Any]:
+        """Return the values by key, without new ones that are not used: the names of older stores lack them."""
+        unused = () if self.faces == "align" else ("faces", "zoom", "min_score")
         return {key: value for key, value in asdict(self).items() if key not in unused}
 
     def pixels(self, image: Image.Image, landmarks: np.ndarray | None = None) -> np.ndarray:

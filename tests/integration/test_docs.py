@@ -21,7 +21,7 @@ from PIL import Image
 from gender_cls.data import drawn as drawing
 from gender_cls.inference.predictor import Predictor
 from gender_cls.models.network import GenderNet
-from gender_cls.transforms.faces import NEEDED
+from gender_cls.transforms.centerface import NEEDED
 from gender_cls.transforms.preprocessing import Preprocessing
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -6,6 +6,7 @@ with `has_detector` use the real one.
 
 import csv
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -25,7 +26,8 @@ from PIL import Image
 from gender_cls import Predictor
 from gender_cls.errors import ImageError
 from gender_cls.inference import cli
-from gender_cls.transforms.faces import NEEDED, TEMPLATE, CenterFace, Face
+from gender_cls.transforms.centerface import NEEDED, CenterFace
+from gender_cls.transforms.faces import TEMPLATE, Face
 
 MODEL = "Binary_Classification_model.pth"
 COLORS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
@@ -51,7 +53,7 @@ def blocks(self: CenterFace, image: Image.Image) -> list[Face]:
 def colored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Colored blocks are faces."""
     monkeypatch.setattr(CenterFace, "find_faces", blocks)
-    monkeypatch.setattr("gender_cls.transforms.faces.version", lambda _: "0")
+    monkeypatch.setattr("gender_cls.transforms.centerface.version", lambda _: "0")
     monkeypatch.setattr("gender_cls.errors.find_spec", lambda _: True)
 
 
@@ -179,6 +181,7 @@ def test_a_model_of_whole_images_cuts_boxes_when_asked(
         (["min_face=0"], "bad-value", "min_face=0: give an integer of at least 1"),
         (["min_face=x"], "bad-value", "min_face=x: give an integer"),
         (["min_score=1"], "bad-value", "min_score=1.0: give a number above 0 and below 1"),
+        (["min_score=0"], "bad-value", "min_score=0.0: give a number above 0 and below 1"),
         (["min_score=much"], "bad-value", "min_score=much is not a number"),
     ],
 )
@@ -238,8 +241,8 @@ def test_a_killed_run_never_leaves_half_of_an_image(colored: None, aligned: str,
     lines("img=many", aligned, "out=whole.csv")
     code = (
         "import os, signal, sys\nimport pytest\nimport test_faces\nfrom gender_cls.inference import cli\n"
-        "from gender_cls.inference.journal import Journal\nfrom gender_cls.transforms import faces\n"
-        "faces.CenterFace.find_faces = test_faces.blocks\nfaces.version = lambda _: '0'\n"
+        "from gender_cls.inference.journal import Journal\nfrom gender_cls.transforms import centerface\n"
+        "centerface.CenterFace.find_faces = test_faces.blocks\ncenterface.version = lambda _: '0'\n"
         "import gender_cls.errors\ngender_cls.errors.find_spec = lambda _: True\nwrite = Journal.write\n"
         "def stop(self, rows):\n    write(self, rows)\n"
         "    if len(self) >= 48: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -367,3 +370,65 @@ def test_many_photographs_give_what_each_gives_alone(astronaut: Image.Image, ali
         (alone,) = predictor.predict(images[at])
         assert together[at].box == alone.box
         assert together[at].p_male == pytest.approx(alone.p_male, abs=1e-4)
+
+
+@has_detector
+@pytest.mark.slow
+def test_spawned_workers_find_faces(astronaut: Image.Image, train: Run, in_tmp: Path) -> None:
+    """As macOS and Windows start them: what they are sent must be picklable, also where nothing is stored."""
+    for split, number in (("train", 6), ("val", 2)):
+        for label, angle in (("female", 0), ("male", 5)):
+            folder = Path("faces", split, label)
+            folder.mkdir(parents=True)
+            for at in range(number):
+                image = astronaut.rotate(angle + at).crop((100, 0, 356, 256))
+                image.resize((128, 128)).save(folder / f"{label}{split}{at}_0001.png")
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        overrides = ("data.root=faces", "data.faces=align", "data.num_workers=1", "data.holdout=0")
+        one = train(*overrides, "trainer.max_epochs=1", name="cached")
+        other = train(*overrides, "trainer.max_epochs=1", "cached_views=0", name="online")
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    for run in (one, other):
+        counts = json.loads((run / "metrics.json").read_text())["data"]["counts"]
+        assert [row["no face"] for row in counts] == [0, 0, 0, 0]
+
+
+@has_detector
+def test_faces_below_the_smallest_are_too_small(astronaut: Image.Image, aligned: str, lines: Lines) -> None:
+    """Whatever `min_face` is, they are found, and larger ones get the same prediction."""
+    photograph = Image.new("RGB", (1200, 900), "gray")
+    photograph.paste(astronaut.crop((130, 20, 320, 210)), (100, 100))
+    photograph.paste(astronaut.crop((130, 20, 320, 210)).resize((60, 60)), (800, 500))
+    photograph.save("two.png")
+    usual, _ = lines("img=two.png", aligned)
+    assert all(re.search(SAID, line) for line in usual)
+    larger, _ = lines("img=two.png", aligned, "min_face=60")
+    assert larger == [usual[0], "two.png  face 2 of 2  too small"]
+
+
+def test_a_broken_detector_is_no_broken_image(
+    colored: None, aligned: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: CenterFace, image: Image.Image) -> list[Face]:
+        raise RuntimeError("bad allocation")
+
+    image = photo("group.png", (20, 80, 40))
+    monkeypatch.setattr(CenterFace, "find_faces", broken)
+    (found,) = Predictor("aligned.pth").predict(image)
+    assert (found.label, found.error) == ("", "can't be predicted: bad allocation")
+
+
+@has_detector
+def test_a_detector_that_can_not_be_loaded_is_one_error(
+    aligned: str, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: CenterFace) -> None:
+        raise OSError("libonnx.so: no such file")
+
+    monkeypatch.setattr(CenterFace, "_load", broken)
+    failure = fails(lambda: script("predict.py", f"img={photo('p.png')}", aligned))
+    assert failure.code == "bad-model"
+    assert "the face detector can't be loaded (libonnx.so: no such file); pip install --force-reinstall" in failure.line

@@ -21,7 +21,7 @@ from gender_cls.inference.predictor import Predictor
 from gender_cls.models.network import GenderNet
 from gender_cls.training.module import GenderModule
 from gender_cls.training.schedules import make_scheduler
-from gender_cls.transforms.views import Augmentation
+from gender_cls.transforms.augmentation import Augmentation
 
 MODEL = "Binary_Classification_model.pth"
 LAYER4 = ("model.trainable=layer4", "trainer.max_epochs=1", "data.holdout=0.2", "model.optimizer.lr=1e-2")

@@ -16,8 +16,9 @@ from conftest import ROOT
 from PIL import Image, ImageDraw
 
 from gender_cls import GenderNet, Predictor
+from gender_cls.transforms.centerface import NEEDED, CenterFace
 from gender_cls.transforms.decode import Decoder
-from gender_cls.transforms.faces import NEEDED, CenterFace, Face
+from gender_cls.transforms.faces import Face
 from gender_cls.transforms.preprocessing import Preprocessing
 
 pytestmark = [
@@ -151,7 +152,8 @@ def test_faces_in_photographs_are_found_in_order_and_predicted_as_alone(predicto
     assert faces > 2 * PHOTOGRAPHS
     assert found >= 0.97 * faces
     assert false <= 0.02 * (found + false)
-    assert same >= 0.95 * found
+    if len(sources()) > 1:  # else there is one label
+        assert same >= 0.95 * found
 
 
 def is_at(face: Placed, box: tuple[float, float, float, float] | None) -> bool:

@@ -28,9 +28,10 @@ from gender_cls.data.validation import check
 from gender_cls.training import crossfit, module
 from gender_cls.training.compose import Run as Job
 from gender_cls.training.run import evaluate
+from gender_cls.transforms.augmentation import Augmentation
 from gender_cls.transforms.decode import Decoder
 from gender_cls.transforms.preprocessing import Preprocessing
-from gender_cls.transforms.views import Augmentation, TrainingViews
+from gender_cls.transforms.views import TrainingViews
 
 PATTERN = r"^(.+)_\d{4}$"
 
@@ -551,7 +552,7 @@ def test_the_baseline_experiment_is_the_recipe() -> None:
     assert cfg.data["_target_"] == "gender_cls.data.datamodule.FolderDataModule"
     assert (cfg.data.root, cfg.data.holdout, cfg.data.batch_size, cfg.data.size) == ("Task_A_Dataset", 0, 32, 224)
     augment = {"scale": None, "size": None, "flip": 0.5, "jitter": [0.2, 0.2, 0.2], "blur": 3}
-    assert cfg.data.augment == {"_target_": "gender_cls.transforms.views.Augmentation", **augment}
+    assert cfg.data.augment == {"_target_": "gender_cls.transforms.augmentation.Augmentation", **augment}
     assert cfg.data.balanced_sampler
     assert cfg.corruption.share == 0
     assert (cfg.model.backbone, cfg.model.trainable, cfg.model.label_smoothing) == ("resnet18", "head", 0)

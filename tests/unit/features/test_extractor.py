@@ -22,17 +22,11 @@ from gender_cls.features.extractor import Extractor, FeatureOptions
 from gender_cls.features.store import DIGEST, Store
 from gender_cls.models.backbones import torch_backbone
 from gender_cls.models.network import GenderNet
+from gender_cls.transforms.augmentation import Augmentation, RandomCorruption
 from gender_cls.transforms.decode import Decoder, content_digest
 from gender_cls.transforms.listing import list_images
 from gender_cls.transforms.preprocessing import Preprocessing
-from gender_cls.transforms.views import (
-    CONDITIONS,
-    Augmentation,
-    EvaluationViews,
-    RandomCorruption,
-    TrainingViews,
-    Views,
-)
+from gender_cls.transforms.views import CONDITIONS, EvaluationViews, TrainingViews, Views
 
 COLUMNS = (0, 1, 2, 3, 4)
 UNFINISHED = "*/.*.part-*.pt"

@@ -9,8 +9,9 @@ from PIL import Image
 
 from gender_cls.features.landmarks import Landmarks, landmarks_of
 from gender_cls.features.store import DIGEST
+from gender_cls.transforms.centerface import CenterFace
 from gender_cls.transforms.decode import Decoder, content_digest
-from gender_cls.transforms.faces import TEMPLATE, CenterFace, Face
+from gender_cls.transforms.faces import TEMPLATE, Face
 from gender_cls.transforms.preprocessing import Preprocessing
 from gender_cls.transforms.views import CLEAN, CONDITIONS
 
@@ -31,7 +32,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         return [corner, middle] if width > height else []
 
     monkeypatch.setattr(CenterFace, "find_faces", find)
-    monkeypatch.setattr("gender_cls.transforms.faces.version", lambda _: "0")
+    monkeypatch.setattr("gender_cls.transforms.centerface.version", lambda _: "0")
     monkeypatch.setattr("gender_cls.errors.find_spec", lambda _: True)
     return sizes
 

@@ -13,8 +13,9 @@ import torch
 
 from gender_cls.errors import UserError
 from gender_cls.features.store import ABOUT, DIGEST, Store, main
+from gender_cls.transforms.augmentation import RandomCorruption
 from gender_cls.transforms.preprocessing import Preprocessing
-from gender_cls.transforms.views import EvaluationViews, RandomCorruption, TrainingViews
+from gender_cls.transforms.views import EvaluationViews, TrainingViews
 
 DIGESTS = np.array([f"{number:032x}".encode() for number in range(48)], dtype=DIGEST)
 Make = Callable[..., Store]

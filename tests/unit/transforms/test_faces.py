@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from gender_cls.errors import UserError
-from gender_cls.transforms import faces
-from gender_cls.transforms.faces import NEEDED, TEMPLATE, CenterFace, Face, align, cut_box, main_face, similarity
+from gender_cls.transforms import centerface
+from gender_cls.transforms.centerface import NEEDED, CenterFace
+from gender_cls.transforms.faces import TEMPLATE, Face, align, cut_box, main_face, similarity
 from gender_cls.transforms.preprocessing import Preprocessing, median_3x3
 
 has_detector = pytest.mark.skipif(not all(map(find_spec, NEEDED)), reason="the extra `faces` is not installed")
@@ -64,6 +65,7 @@ def test_beyond_the_image_its_edge_is_repeated() -> None:
     found = np.asarray(align(Image.fromarray(pixels), turned(80, 0, (20, 50)), 64, 0.5))
     assert (found[:, 0] == 200).all()
     assert (found[:, -1] == 50).all()
+    assert align(Image.fromarray(pixels), turned(80, 0, (1e6, 50)), 64, 0.5).size == (64, 64)  # takes no memory
     far = align(Image.fromarray(pixels), turned(80, 0, (-900, 50)), 64, 0.5)
     assert (np.asarray(far) == 200).all()
 
@@ -106,6 +108,7 @@ def test_a_box_is_cut_as_facecom_cuts() -> None:
     assert found.shape == (60, 60, 3)
     assert (found[:11] == 255).all()
     assert (found[11:] == 0).all()
+    assert cut_box(Image.fromarray(pixels), (150, 5, 20, 30)).size == (60, 60)  # beyond the image
 
 
 def test_boxes_of_one_face_are_merged() -> None:
@@ -115,8 +118,10 @@ def test_boxes_of_one_face_are_merged() -> None:
     rows = np.array(
         [row(0, 0, 10, 0.6), row(1, 1, 10, 0.9), row(20, 0, 10, 0.7), row(22, 3, 4, 0.5), row(9, 9, 10, 0.8)]
     )
-    kept = faces._merged(rows)
+    kept = centerface._merged(rows)
     assert kept[:, 4].tolist() == [0.9, 0.8, 0.7]  # one overlaps, and one lies within another
+    kept = centerface._merged(np.array([row(0, 0, 40, 0.8), row(10, 10, 4, 0.9)]))
+    assert len(kept) == 2  # a large face is not lost to what is seen on it
 
 
 def test_without_the_extra_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +183,17 @@ def test_a_small_face_in_a_large_photograph_is_found(astronaut: Image.Image, det
         photo.paste(small, place)
     found = detector.find_faces(photo)
     assert [face.box[:2] for face in found] == [pytest.approx((x + 10, y + 8), abs=6) for x, y in places]
+
+
+@has_detector
+def test_small_faces_side_by_side_are_all_found(astronaut: Image.Image, detector: CenterFace) -> None:
+    photo = Image.new("RGB", (1600, 1200), "gray")
+    small = astronaut.crop((130, 20, 320, 210)).resize((40, 40))
+    places = [(x, y) for x in range(20, 1560, 250) for y in range(20, 1160, 250)]
+    for place in places:
+        photo.paste(small, place)
+    found = {tuple(round((start - 15) / 250) for start in face.box[:2]) for face in detector.find_faces(photo)}
+    assert len(found) >= 0.95 * len(places)
 
 
 @has_detector

@@ -1,6 +1,7 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from gender_cls.errors import UserError
+from gender_cls.transforms.augmentation import Augmentation, RandomCorruption, framed
 from gender_cls.transforms.corruptions import CORRUPTIONS, SEVERITIES
 from gender_cls.transforms.decode import Decoder
 from gender_cls.transforms.faces import TEMPLATE
@@ -17,12 +19,9 @@ from gender_cls.transforms.views import (
     CONDITIONS,
     IN_FRAME,
     REPORTED,
-    Augmentation,
     EvaluationViews,
-    RandomCorruption,
     TrainingViews,
     derive_seed,
-    framed,
     in_condition,
 )
 
@@ -196,17 +195,26 @@ def test_frames_keep_their_numbers() -> None:
 ALIGNED = Preprocessing(size=32, faces="align", zoom=0.8)
 
 
+class Told:
+    """Finds what it is told by the number of the condition, and remembers what it was asked."""
+
+    facts: ClassVar = {"detector": "told"}
+
+    def __init__(self, answer: Callable[[int], np.ndarray | None]) -> None:
+        self.answer = answer
+        self.asked: list[tuple[tuple[int, int], str, int]] = []
+
+    def __call__(self, image: Image.Image, digest: str, number: int) -> np.ndarray | None:
+        self.asked.append((image.size, digest, number))
+        return self.answer(number)
+
+
 def test_a_face_is_cut_by_the_landmarks_of_its_condition(face: Image.Image) -> None:
-    asked = []
-
-    def find(image: Image.Image, digest: str, number: int) -> np.ndarray | None:
-        asked.append((image.size, digest, number))
-        return None if number == CLEAN else TEMPLATE * 30 + 5
-
+    find = Told(lambda number: None if number == CLEAN else TEMPLATE * 30 + 5)
     image = face.resize((48, 48))
     numbers = [CLEAN, CONDITIONS.index(("foggy", 3)), CONDITIONS.index(("framing", 0.5))]
     views = EvaluationViews(ALIGNED, find)(image, "digest", numbers)
-    assert asked == [
+    assert find.asked == [
         ((48, 48), "digest", numbers[0]),
         ((48, 48), "digest", numbers[1]),
         ((24, 24), "digest", numbers[2]),
@@ -218,18 +226,13 @@ def test_a_face_is_cut_by_the_landmarks_of_its_condition(face: Image.Image) -> N
 
 def test_training_views_move_the_face_of_the_clean_image(face: Image.Image) -> None:
     image, landmarks = face.resize((300, 300)), TEMPLATE * 100 + (90, 100)
-    asked = []
-
-    def find(image: Image.Image, digest: str, number: int) -> np.ndarray:
-        asked.append(number)
-        return landmarks
-
+    find = Told(lambda _: landmarks)
     exact = TrainingViews(ALIGNED, PLAIN, find=find)(image, "digest", range(3))
     assert np.abs(exact.numpy().astype(int) - ALIGNED.pixels(image, landmarks)).max() <= 1
     corruption = RandomCorruption(1.0, kinds=["lowlight"], severities=[1])
     dark = TrainingViews(ALIGNED, PLAIN, corruption, find=find)(image, "digest", [0])[0].numpy().astype(float)
     assert np.corrcoef(dark.ravel(), exact[0].numpy().ravel())[0, 1] > 0.9  # in the same place of a smaller image
-    assert set(asked) == {CLEAN}
+    assert {number for *_, number in find.asked} == {CLEAN}
     moving = Augmentation(flip=0, jitter=(0, 0, 0), blur=0, landmarks=(0.04, 0.05, 2.5))
     one, other = (TrainingViews(ALIGNED, moving, find=find)(image, "digest", range(4)) for _ in range(2))
     assert torch.equal(one, other)
@@ -264,11 +267,11 @@ def test_frames_are_drawn_between_their_ends(face: Image.Image) -> None:
 
 
 def test_frames_and_faces_name_the_store_only_where_they_matter() -> None:
-    def find(image: Image.Image, digest: str, number: int) -> None: ...
-
+    find = Told(lambda _: None)
     plain, whole = TrainingViews(Preprocessing()).facts, EvaluationViews(Preprocessing()).facts
     assert not {"faces", "zoom", "min_score", "frame", "landmarks"} & (set(plain) | set(whole))
     one, other = (EvaluationViews(Preprocessing(faces="align", zoom=zoom), find).facts for zoom in (0.6, 0.7))
     assert one != other
     moved = TrainingViews(ALIGNED, Augmentation(landmarks=(0.1, 0, 0)), find=find).facts
     assert moved["landmarks"] == [0.1, 0, 0]
+    assert one["detector"] == moved["detector"] == "told"
