@@ -3,10 +3,13 @@
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from gender_cls.transforms.centerface import NEEDED
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +47,14 @@ def test_corruptions() -> None:
 
 def test_cross_validation(drawn: Path, backbone_file: Path) -> None:
     said = run("cross_validation.py", str(drawn), "--weights", str(backbone_file), "--only", "10 epochs")
-    assert re.search(r"10 epochs( +[01]\.\d{3}){7}", said)
+    assert re.search(r"10 epochs( +[01]\.\d{3}){9}", said)
+
+
+@pytest.mark.skipif(not all(map(find_spec, NEEDED)), reason="the extra `faces` is not installed")
+def test_faces(drawn: Path) -> None:
+    said = run("faces.py", str(drawn), "--images", "3", "--times", "1", "--min-score", "0.1")
+    assert re.search(r"of \d faces missed at severity", said)
+    assert re.search(r"^ratio +[\d.]+ \([\d.]+ to [\d.]+\)", said, re.MULTILINE)
 
 
 def test_calibration(drawn: Path, backbone_file: Path) -> None:
