@@ -149,6 +149,8 @@ def main() -> None:
         if face := faces.main_face(detector.find_faces(image), image.size):
             sample.append((Path(path).name, image, face.landmarks))
     centerface.FIRST_SIDE = usual
+    if not sample:
+        sys.exit(f"error: no face is found in {given.root}/train")
     print(f"{len(sample)} of {len(paths[: given.images])} images have a face\n")
     print(conditions(centerface.CenterFace(given.min_score), sample))
     print(f"\n{sides(sample, given.min_score)}\n\n{prediction(paths[: 4 * given.images], given.times)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from gender_cls.transforms.centerface import NEEDED
 
@@ -51,9 +52,14 @@ def test_cross_validation(drawn: Path, backbone_file: Path) -> None:
 
 
 @pytest.mark.skipif(not all(map(find_spec, NEEDED)), reason="the extra `faces` is not installed")
-def test_faces(drawn: Path) -> None:
-    said = run("faces.py", str(drawn), "--images", "3", "--times", "1", "--min-score", "0.1")
-    assert re.search(r"of \d faces missed at severity", said)
+def test_faces(tmp_path: Path) -> None:
+    (folder,) = find_spec("skimage").submodule_search_locations  # type: ignore[union-attr, misc]
+    photograph = Image.open(Path(folder, "data", "astronaut.png"))
+    (tmp_path / "train").mkdir()
+    for at in range(2):
+        photograph.crop((100 + at, 0, 356 + at, 256)).save(tmp_path / "train" / f"{at}.png")
+    said = run("faces.py", str(tmp_path), "--images", "3", "--times", "1")
+    assert re.search(r"of 2 faces missed at severity", said)
     assert re.search(r"^ratio +[\d.]+ \([\d.]+ to [\d.]+\)", said, re.MULTILINE)
 
 
