@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gender_cls import FolderDataModule, GenderNet
@@ -31,8 +32,18 @@ from gender_cls.features.extractor import Extractor, FeatureOptions
 from gender_cls.features.landmarks import Landmarks, landmarks_of
 from gender_cls.models.zoo import find_backbone
 from gender_cls.transforms.augmentation import Augmentation, RandomCorruption
+from gender_cls.transforms.centerface import CenterFace
+from gender_cls.transforms.faces import FRAME, cut_box, main_face
 from gender_cls.transforms.preprocessing import Preprocessing
-from gender_cls.transforms.views import CONDITIONS, FRAMES, REPORTED, EvaluationViews, TrainingViews, Views
+from gender_cls.transforms.views import (
+    CONDITIONS,
+    FRAMES,
+    REPORTED,
+    EvaluationViews,
+    TrainingViews,
+    Views,
+    in_condition,
+)
 
 FOLDS = 5
 SEEDS = range(3)
@@ -48,6 +59,7 @@ class Recipe:
     median: bool = True
     faces: str = "none"
     zoom: float = 0.62
+    box: bool = False  # whether a head of whole images is asked with cut=box
     augment: Augmentation = Augmentation()
     corruption: RandomCorruption = RandomCorruption(0.5, 0.3)
     cached_views: int = 8
@@ -85,17 +97,31 @@ RECIPES = {
     "  no crop": replace(FOUR, crop=1.0),
     "  crop 0.7": replace(FOUR, crop=0.7),
     "whole": FOUR,
+    "whole, cut=box": replace(FOUR, box=True),
     "whole, framed": replace(FOUR, augment=Augmentation(frame=(0.5, 1.25))),
     "aligned": replace(FOUR, faces="align", augment=JITTERED),
     "aligned, framed": replace(FOUR, faces="align", augment=FRAMED),
     "aligned 0.75": replace(FOUR, faces="align", zoom=0.75, augment=JITTERED),
     "aligned 0.75, framed": replace(FOUR, faces="align", zoom=0.75, augment=FRAMED),
     "aligned, exactly": replace(FOUR, faces="align"),
-    "aligned 0.5": replace(FOUR, faces="align", zoom=0.5, augment=JITTERED),
     "the baseline's preprocessing, constant lr 1e-4, none corrupted": Recipe(
         crop=1.0, median=False, corruption=RandomCorruption(), cached_views=4, lr=1e-4, cosine=False
     ),
 }
+
+
+class BoxViews(EvaluationViews):
+    """Evaluation views of faces that are cut by their boxes, as predict.py cut=box cuts them."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__(preprocessing)
+        self.detector = CenterFace(preprocessing.min_score)
+        self.facts |= {"cut": FRAME, **self.detector.facts}
+
+    def _pixels(self, image: Image.Image, digest: str, number: int) -> np.ndarray:
+        image = in_condition(image, digest, number)
+        face = main_face(self.detector.find_faces(image), image.size)
+        return self.preprocessing.pixels(image if face is None else cut_box(image, face.box))
 
 
 class Features:
@@ -152,7 +178,7 @@ def out_of_fold(recipe: Recipe, features: Features, labels: torch.Tensor, folds:
     views = features(
         TrainingViews(preprocessing, recipe.augment, recipe.corruption, find=find), range(recipe.cached_views)
     )
-    evaluation = features(EvaluationViews(preprocessing, find), COLUMNS)
+    evaluation = features(BoxViews(preprocessing) if recipe.box else EvaluationViews(preprocessing, find), COLUMNS)
     shift = 0.0 if recipe.balanced else math.log(labels.mean() / (1 - labels.mean()))  # to a prior of 0.5
     logits = torch.empty(len(SEEDS), len(COLUMNS), len(labels))
     for seed, fold in itertools.product(SEEDS, range(FOLDS)):
