@@ -71,6 +71,7 @@ def test_the_prior_of_train_is_its_share_of_male_images(train: Run) -> None:
     assert json.loads((run / "metrics.json").read_text())["calibration"]["prior"] == pytest.approx(32 / 48)
 
 
+@pytest.mark.slow
 def test_the_same_seed_calibrates_the_same(train: Run) -> None:
     arguments = ("calibration=platt", "trainer.max_epochs=1")
     runs = [train(*arguments, f"data.num_workers={n}", f"features.dir=store{n}", name=str(n)) for n in (0, 2)]
@@ -214,6 +215,7 @@ def test_each_image_is_predicted_by_its_own_fold_clean_and_corrupted(
     assert len({int(np.flatnonzero(row)[0]) for row in (held_out.places[1] == places).T}) > 3  # of many kinds
 
 
+@pytest.mark.slow
 def test_balancing_twice_is_said_once_in_logits(train: Run, capsys: pytest.CaptureFixture[str]) -> None:
     def said(*arguments: str) -> list[str]:
         capsys.readouterr()

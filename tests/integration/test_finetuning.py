@@ -49,6 +49,7 @@ def test_what_is_trained_changes_and_nothing_else(average: tuple[str, ...], trai
         assert {name.split(".")[2] for name in checkpoint if "backbone" in name} == {"layer4"}
 
 
+@pytest.mark.slow
 def test_features_are_stored_only_of_what_is_frozen(train: Run, in_tmp: Path) -> None:
     def stored() -> list[str]:
         return sorted(json.loads(path.read_text())["of"] for path in Path("store").glob("*/about.json"))
@@ -62,6 +63,7 @@ def test_features_are_stored_only_of_what_is_frozen(train: Run, in_tmp: Path) ->
     assert stored() == ["evaluation", "evaluation", "training"]  # of the trained backbone, once it is
 
 
+@pytest.mark.slow
 def test_learning_rates_rise_and_fall_by_step_each_to_its_own(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[list[float]] = []
 

@@ -131,6 +131,7 @@ def test_a_folder_without_splits_under_other_names(faces: Path, train: Run, caps
     assert clean["images"] == facts(by_folder)["val"]["images"]
 
 
+@pytest.mark.slow
 def test_numbers_as_classes_need_the_map(faces: Path, train: Run, fails: Fails) -> None:
     for split in ("train", "val"):
         (faces / split / "female").rename(faces / split / "1")

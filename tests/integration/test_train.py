@@ -552,6 +552,8 @@ def test_the_baseline_experiment_is_the_recipe() -> None:
     assert cfg.data["_target_"] == "gender_cls.data.datamodule.FolderDataModule"
     assert (cfg.data.root, cfg.data.holdout, cfg.data.batch_size, cfg.data.size) == ("Task_A_Dataset", 0, 32, 224)
     augment = {"scale": None, "size": None, "flip": 0.5, "jitter": [0.2, 0.2, 0.2], "blur": 3}
+    augment |= {"frame": None, "landmarks": [0, 0, 0]}
+    assert cfg.data.faces == "none"
     assert cfg.data.augment == {"_target_": "gender_cls.transforms.augmentation.Augmentation", **augment}
     assert cfg.data.balanced_sampler
     assert cfg.corruption.share == 0

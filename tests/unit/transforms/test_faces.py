@@ -173,6 +173,7 @@ def test_a_tilted_face_is_aligned_upright(angle: float, astronaut: Image.Image, 
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.75
 
 
+@pytest.mark.slow
 @has_detector
 def test_a_small_face_in_a_large_photograph_is_found(astronaut: Image.Image, detector: CenterFace) -> None:
     """24 pixels in 12 megapixels, where two tiles meet."""

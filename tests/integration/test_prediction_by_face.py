@@ -231,6 +231,7 @@ def test_a_table_has_a_row_a_face(colored: None, aligned: str, lines: Lines) -> 
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_run_never_leaves_half_of_an_image(colored: None, aligned: str, in_tmp: Path, lines: Lines) -> None:
     many = Path("many")
     many.mkdir()
@@ -240,9 +241,9 @@ def test_a_killed_run_never_leaves_half_of_an_image(colored: None, aligned: str,
         )
     lines("img=many", aligned, "out=whole.csv")
     code = (
-        "import os, signal, sys\nimport pytest\nimport test_faces\nfrom gender_cls.inference import cli\n"
+        "import os, signal, sys\nimport pytest\nimport test_prediction_by_face\nfrom gender_cls.inference import cli\n"
         "from gender_cls.inference.journal import Journal\nfrom gender_cls.transforms import centerface\n"
-        "centerface.CenterFace.find_faces = test_faces.blocks\ncenterface.version = lambda _: '0'\n"
+        "centerface.CenterFace.find_faces = test_prediction_by_face.blocks\ncenterface.version = lambda _: '0'\n"
         "import gender_cls.errors\ngender_cls.errors.find_spec = lambda _: True\nwrite = Journal.write\n"
         "def stop(self, rows):\n    write(self, rows)\n"
         "    if len(self) >= 48: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -297,6 +298,7 @@ def portraits(root: Path) -> None:
                     Image.fromarray(pixels).save(path)
 
 
+@pytest.mark.slow
 def test_training_on_aligned_faces(colored: None, train: Run, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     portraits(in_tmp / "faces")
     overrides = ["data.root=faces", "data.faces=align", "data.zoom=0.7", "trainer.max_epochs=6", "data.holdout=0"]
