@@ -85,5 +85,6 @@ def test_predict(drawn: Path) -> None:
 
 
 def test_robust(drawn: Path, backbone_file: Path) -> None:
-    said = run("robust.py", str(drawn), "--weights", str(backbone_file), "--epochs", "1", "--seeds", "0")
+    pair = ("--first", "experiment=baseline cached_views=1 data.size=64", "--second", "experiment=robust data.size=64")
+    said = run("robust.py", str(drawn), "--weights", str(backbone_file), "--epochs", "1", "--seeds", "0", *pair)
     assert re.search(r"mean over corruptions( +-?[01]\.\d{3}){11}", said)

@@ -249,7 +249,8 @@ def test_a_truncated_image_is_kept_on_request(faces: Path, train: Run, capsys: p
     assert "%  (the file is cut off or damaged; what is there was decoded)" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="0"):
         script("predict.py", f"img={cut[0]}", f"model={run}/{MODEL}", "truncated=keep", "out=k.csv")
-    assert "cut off" in Path("k.csv").read_text().splitlines()[1].split(",")[-1]
+    with open("k.csv", newline="") as file:
+        assert "cut off" in next(csv.DictReader(file))["note"]
 
 
 def test_an_image_of_many_pixels(faces: Path, train: Run, fails: Fails, capsys: pytest.CaptureFixture[str]) -> None:

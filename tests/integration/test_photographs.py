@@ -85,8 +85,8 @@ def compose(seed: int) -> tuple[Image.Image, list[Placed]]:
     for side in sorted(sides, reverse=True):
         image, face = known[int(generator.integers(len(known)))]
         cuts.append((side, cut(image, face, side, float(generator.uniform(-30, 30)))))
-    longest = max([500, *(max(part.size) for _, part in cuts)])
-    width, height = (int(generator.uniform(1.1, 2) * longest) for _ in range(2))
+    longest = max([400, *(max(part.size) for _, part in cuts)])
+    width, height = (int(generator.uniform(1.05, 1.6) * longest) for _ in range(2))
     photograph = ground((width, height), generator)
     empty, placed, taken = photograph.copy(), [], []
     for side, part in cuts:
@@ -96,7 +96,7 @@ def compose(seed: int) -> tuple[Image.Image, list[Placed]]:
             if all(box[2] <= b[0] or b[2] <= box[0] or box[3] <= b[1] or b[3] <= box[1] for b in taken):
                 alone = empty.copy()
                 alone.paste(part, (x, y), part)
-                margin = int(side)
+                margin = int(side / 4)
                 alone = alone.crop((max(0, x - margin), max(0, y - margin), box[2] + margin, box[3] + margin))
                 placed.append(Placed(x + part.width / 2, y + part.height / 2, side, alone))
                 photograph.paste(part, (x, y), part)
@@ -149,7 +149,7 @@ def test_faces_in_photographs_are_found_in_order_and_predicted_as_alone(predicto
                 same += any(each.label == predictions[near[0]].label for each in alone)
         faces, found, false = faces + len(placed), found + len(matched), false + len(predictions) - len(matched)
     print(f"{PHOTOGRAPHS} photographs, {faces} faces: {found} found, {false} others, {same} labels as alone")
-    assert faces > 2 * PHOTOGRAPHS
+    assert faces > 1.5 * PHOTOGRAPHS
     assert found >= 0.97 * faces
     assert false <= 0.02 * (found + false)
     if len(sources()) > 1:  # else there is one label
