@@ -143,15 +143,17 @@ def main() -> None:
     random.Random(0).shuffle(paths)
     usual = centerface.FIRST_SIDE
     centerface.FIRST_SIDE = 2 * usual
-    detector, sample = centerface.CenterFace(given.min_score), []
+    detector, sample, frames = centerface.CenterFace(given.min_score), [], []
     for path in paths[: given.images]:
         image = Decoder().load(path)
         if face := faces.main_face(detector.find_faces(image), image.size):
             sample.append((Path(path).name, image, face.landmarks))
+            frames.append(image.height / face.box[3])
     centerface.FIRST_SIDE = usual
     if not sample:
         sys.exit(f"error: no face is found in {given.root}/train")
-    print(f"{len(sample)} of {len(paths[: given.images])} images have a face\n")
+    print(f"{len(sample)} of {len(paths[: given.images])} images have a face")
+    print(f"median height of the image, as a multiple of that of the face's box: {statistics.median(frames):.2f}\n")
     print(conditions(centerface.CenterFace(given.min_score), sample))
     print(f"\n{sides(sample, given.min_score)}\n\n{prediction(paths[: 4 * given.images], given.times)}")
 

@@ -195,7 +195,7 @@ def _write_table(predictor: Predictor, paths: Sequence[str], journal: Journal, m
             while chunk := list(islice(images, CHUNK)):
                 journal.write(row(prediction) for image in chunk for prediction in image)
                 bar.update(len(chunk))
-                for failed in (image[0] for image in chunk if image[0].error):
+                for failed in (prediction for image in chunk for prediction in image if prediction.error):
                     bar.write(f"{printable(failed.path)}  {_line(failed, min_confidence)}", file=sys.stderr)
         journal.finish()
     except KeyboardInterrupt:
@@ -229,12 +229,8 @@ def _draw_montage(file: Path, predictor: Predictor, paths: Sequence[str], min_co
         boxes = [[scale * length for length in each.box] for each in predictions if each.box]
         image = image.resize([max(1, round(scale * side)) for side in image.size], reducing_gap=3.0)
         labels = [_label(each, min_confidence) for each in predictions]
-        counts = Counter(labels).items()
-        said = (
-            ", ".join(f"{count} {label}" for label, count in counts)
-            if len(labels) > 1
-            else _line(first, min_confidence)
-        )
+        said = ", ".join(f"{count} {label}" for label, count in Counter(labels).items())
+        said = said if len(labels) > 1 else _line(first, min_confidence)
         tiles.append((draw_boxes(image, boxes, labels), f"{printable(Path(first.path).name)}\n{said}"))
     with writing(f"montage={file}"), replacing(file) as unfinished:
         contact_sheet(tiles).save(unfinished)

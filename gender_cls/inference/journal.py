@@ -115,7 +115,7 @@ class Journal:
         rows = list(self._read()) if self.file.exists() else []
         rows = list(takewhile(lambda row: len(row) == len(COLUMNS), rows))
         starts = [at for at, row in enumerate(rows) if _is_first(row)]
-        starts = starts[: min(len(starts), len(self.paths) + 1)]
+        starts = starts[: len(self.paths) + 1]
         if any(rows[at][PATH] != safe_cell(path) for at, path in zip(starts[:-1], self.paths)):  # the last may be torn
             raise self._mismatch(self.file, "other images; give the same img=")
         whole = max(0, len(starts) - 1)
@@ -134,11 +134,8 @@ class Journal:
         try:
             yield
         except OSError as error:
-            kept = (
-                f"; the rows of {len(self)} images are kept, and the same command continues from there"
-                if len(self)
-                else ""
-            )
+            kept = f"; the rows of {len(self)} images are kept, and the same command continues from there"
+            kept = kept if len(self) else ""
             message = f"out={self.out}: {reason(error)}; give a file that can be written{kept}"
             raise UserError("not-writable", message) from error
 

@@ -161,7 +161,7 @@ class Predictor:
         first = list(islice(remaining, FEW))
         count = max(total, len(images) if isinstance(images, Sequence) else len(first))
         if count < FEW:
-            size = len(first) or 1 if self.cutter.faces == "none" else 1  # photographs take long: each as it comes
+            size = FEW if self.cutter.faces == "none" else 1  # photographs take long: each as it comes
             for at in range(0, len(first), size):
                 some = first[at : at + size]
                 yield from self._predict_chunk(self.runtime.few(self.preprocessing), decode, self.cutter, some)

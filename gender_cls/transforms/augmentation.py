@@ -66,7 +66,6 @@ class Augmentation:
             raise UserError("bad-value", f"data.augment.frame={self.frame}: give shares such as [0.5, 1.25], or null")
         if not _numbers(self.landmarks, 3) or min(self.landmarks) < 0:
             raise UserError("bad-value", f"data.augment.landmarks={self.landmarks}: give three numbers of at least 0")
-
         object.__setattr__(self, "landmarks", tuple(map(float, self.landmarks)))  # equal values name one feature store
         object.__setattr__(self, "frame", self.frame and tuple(map(float, self.frame)))
 
